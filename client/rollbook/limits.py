@@ -1,0 +1,26 @@
+"""Limits on what one message may carry; each error that comes of them names the limit.
+
+They hold at every door, so that nothing is accepted at one and refused at another.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_METADATA_PAIRS: Final = 128
+"""Pairs in one instance's metadata."""
+
+MAX_METADATA_BYTES: Final = 8192
+"""Bytes of one instance's metadata, keys and values together, as UTF-8."""
+
+MAX_WEIGHT: Final = 10000.0
+"""Nacos' own limit."""
+
+MAX_ENTRIES_PER_FRAME: Final = 10_000
+"""Instances in one ``register``, ``beat`` or ``deregister`` frame; clients split above it."""
+
+MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of one session frame that the registry reads."""
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""Bytes of one HTTP body that the registry reads."""

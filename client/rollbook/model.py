@@ -1,0 +1,233 @@
+"""Entries and instances: what a publisher says, and what the book shows.
+
+An :class:`Entry` holds the fields one publisher speaks for. An :class:`Instance` is the merge of the entries
+about one endpoint, as everybody sees it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+from rollbook import limits, names
+from rollbook.names import DEFAULT_CLUSTER, DEFAULT_GROUP, DEFAULT_NAMESPACE, InstanceKey, ServiceKey
+from rollbook.problems import Problem, bad_value
+
+# Per-instance timings travel in metadata, in milliseconds, under the keys that Nacos clients know
+# (com.alibaba.nacos.api.naming.PreservedMetadataKeys).
+HEARTBEAT_INTERVAL_KEY: Final = "preserved.heart.beat.interval"
+UNHEALTHY_AFTER_KEY: Final = "preserved.heart.beat.timeout"
+REMOVE_AFTER_KEY: Final = "preserved.ip.delete.timeout"
+_TIMING_KEYS: Final = (HEARTBEAT_INTERVAL_KEY, UNHEALTHY_AFTER_KEY, REMOVE_AFTER_KEY)
+
+MAX_TIMING_MS: Final = 24 * 3600 * 1000
+"""A day; longer silence is not ephemeral any more."""
+
+
+class EntryRef(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Names one entry of a lease: the endpoint in its service."""
+
+    service: str
+    ip: str
+    port: int
+    namespace: str = DEFAULT_NAMESPACE
+    group: str = DEFAULT_GROUP
+    cluster: str = DEFAULT_CLUSTER
+    owner: str = ""
+
+    @property
+    def service_key(self) -> ServiceKey:
+        """The service it is in."""
+        return ServiceKey(self.namespace, self.group, self.service)
+
+
+class Entry(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """What one publisher says about one instance.
+
+    Attributes:
+        service: the service's name; with ``namespace`` and ``group`` its key.
+        ip: where it answers: an address or a host name.
+        port: where it answers, 1 to 65535.
+        cluster: the part of the service it belongs to, usually a zone.
+        weight: its share in balancing, 0 to 10000; 0 gets no traffic.
+        enabled: an administrator's switch.
+        metadata: free pairs; Nacos' ``preserved.*`` keys set this instance's own timings (milliseconds).
+        instance_id: a name for people; an attribute, not the key.
+        owner: the UID of its pod, if there is one.
+        ready: what Kubernetes says; only the operator speaks for it. ``None``: nobody has said.
+        alive: what the publisher's own check of the application says.
+        beats_required: the operator's word that this pod has a sidecar, so that only beats keep it.
+        ephemeral: lives by beats (true), or stays until deregistered (false, from step 2 on).
+    """
+
+    service: str
+    ip: str
+    port: int
+    namespace: str = DEFAULT_NAMESPACE
+    group: str = DEFAULT_GROUP
+    cluster: str = DEFAULT_CLUSTER
+    weight: float = 1.0
+    enabled: bool = True
+    metadata: dict[str, str] = {}
+    instance_id: str = ""
+    owner: str = ""
+    ready: bool | None = None
+    alive: bool = True
+    beats_required: bool = False
+    ephemeral: bool = True
+
+    @property
+    def service_key(self) -> ServiceKey:
+        """The service it is in."""
+        return ServiceKey(self.namespace, self.group, self.service)
+
+    @property
+    def ref(self) -> EntryRef:
+        """The name of this entry within its lease."""
+        return EntryRef(
+            service=self.service,
+            ip=self.ip,
+            port=self.port,
+            namespace=self.namespace,
+            group=self.group,
+            cluster=self.cluster,
+            owner=self.owner,
+        )
+
+
+class Instance(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One instance as the book shows it: the merge of all entries about it.
+
+    Attributes:
+        key: unique in its service; see :func:`rollbook.names.instance_key`.
+        healthy: ``ready and alive``; balancing uses only healthy ones.
+        ready: what Kubernetes says (true where nobody said).
+        alive: what beats and checks say.
+        unconfirmed: its publisher has gone silent and nobody else vouches for it; shown as last known.
+    """
+
+    key: InstanceKey
+    ip: str
+    port: int
+    cluster: str = DEFAULT_CLUSTER
+    weight: float = 1.0
+    enabled: bool = True
+    healthy: bool = True
+    ready: bool = True
+    alive: bool = True
+    unconfirmed: bool = False
+    ephemeral: bool = True
+    instance_id: str = ""
+    owner: str = ""
+    metadata: dict[str, str] = {}
+
+    @property
+    def url_host(self) -> str:
+        """``ip:port`` as a URL wants it."""
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+
+class ServiceList(msgspec.Struct, kw_only=True):
+    """A service's instances, as ``GET /services/{service}`` answers on registry and sidecar alike.
+
+    Attributes:
+        revision: opaque, ``boot.n`` of the answering replica; the ETag too.
+        settled: whether the registry has been up long enough for every publisher to have come back to it;
+            before that, an instance's absence proves nothing.
+    """
+
+    namespace: str
+    group: str
+    service: str
+    revision: str
+    settled: bool
+    instances: list[Instance]
+
+
+class ServiceCount(msgspec.Struct, kw_only=True):
+    """One service in ``GET /services``."""
+
+    namespace: str
+    group: str
+    service: str
+    instances: int
+    healthy: int
+
+
+class ServicePage(msgspec.Struct, kw_only=True):
+    """``GET /services``."""
+
+    total: int
+    page: int
+    size: int
+    services: list[ServiceCount]
+
+
+def _check_metadata(metadata: dict[str, str], field: str) -> None:
+    if len(metadata) > limits.MAX_METADATA_PAIRS:
+        raise bad_value(field, f"{len(metadata)} pairs", f"at most {limits.MAX_METADATA_PAIRS} pairs")
+    size = sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
+    if size > limits.MAX_METADATA_BYTES:
+        raise bad_value(field, f"{size} bytes", f"at most {limits.MAX_METADATA_BYTES} bytes")
+    for key in _TIMING_KEYS:
+        if key in metadata:
+            timing_ms(metadata, key, field)
+    unhealthy, remove = metadata.get(UNHEALTHY_AFTER_KEY), metadata.get(REMOVE_AFTER_KEY)
+    if unhealthy is not None and remove is not None and int(unhealthy) > int(remove):
+        raise bad_value(
+            f"{field}.{UNHEALTHY_AFTER_KEY}", unhealthy, f"at most {REMOVE_AFTER_KEY}, which is {remove}"
+        )
+
+
+def timing_ms(metadata: dict[str, str], key: str, field: str = "metadata") -> int | None:
+    """Read one of Nacos' ``preserved.*`` timings; ``None`` if it isn't set.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    text = metadata.get(key)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:10]) <= MAX_TIMING_MS:
+        raise bad_value(f"{field}.{key}", text, f"whole milliseconds from 1 to {MAX_TIMING_MS}")
+    return int(text)
+
+
+def check_entry(entry: Entry, field: str = "") -> Entry:
+    """Return the entry with its address in canonical spelling, if all of it is acceptable.
+
+    Args:
+        entry: what came in.
+        field: a prefix for the names in errors, such as ``entries[3].``.
+
+    Raises:
+        Problem: 400 ``bad_value``, naming the field and the accepted form.
+    """
+    names.check_namespace(entry.namespace, f"{field}namespace")
+    names.check_group(entry.group, f"{field}group")
+    names.check_service(entry.service, f"{field}service")
+    names.check_cluster(entry.cluster, f"{field}cluster")
+    names.check_port(entry.port, f"{field}port")
+    ip = names.check_ip(entry.ip, f"{field}ip")
+    if not (math.isfinite(entry.weight) and 0 <= entry.weight <= limits.MAX_WEIGHT):
+        raise bad_value(f"{field}weight", entry.weight, f"a number from 0 to {limits.MAX_WEIGHT:g}")
+    if entry.owner:
+        names.check_id(entry.owner, f"{field}owner")
+    if len(entry.instance_id) > names.MAX_ID_LENGTH:
+        raise bad_value(f"{field}instance_id", entry.instance_id, f"at most {names.MAX_ID_LENGTH} characters")
+    if entry.metadata:
+        _check_metadata(entry.metadata, f"{field}metadata")
+    if not entry.ephemeral:
+        raise Problem(
+            "bad_value",
+            f"{field}ephemeral is false; persistent instances are not kept yet (see docs/limits.md)",
+            field=f"{field}ephemeral",
+            accepted="true",
+        )
+    return entry if ip == entry.ip else msgspec.structs.replace(entry, ip=ip)

@@ -1,0 +1,184 @@
+"""Names: what identifies a service, an instance, a lease, and which spellings are accepted.
+
+The words and the limits are Nacos' own (its Open API guide), so that nothing which registers there is
+refused here, with one exception: names may not contain ``/``, which would make them unreachable by URL.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final, NamedTuple, NewType
+
+from rollbook.problems import bad_value
+
+LeaseId = NewType("LeaseId", str)
+"""One publisher's presence; made at random by the client for its process."""
+
+OwnerUid = NewType("OwnerUid", str)
+"""The UID of the pod that an instance belongs to; empty where there is no pod."""
+
+InstanceKey = NewType("InstanceKey", str)
+"""``ip:port:cluster``, with ``:owner`` for pods; what the API's paths and the deltas use."""
+
+DEFAULT_NAMESPACE: Final = "public"
+DEFAULT_GROUP: Final = "DEFAULT_GROUP"
+DEFAULT_CLUSTER: Final = "DEFAULT"
+
+MAX_NAME_LENGTH: Final = 512
+MAX_NAMESPACE_LENGTH: Final = 128
+MAX_CLUSTER_LENGTH: Final = 64
+MAX_HOST_LENGTH: Final = 253
+MAX_ID_LENGTH: Final = 256
+MAX_PORT: Final = 65535
+
+_NAMESPACE = re.compile(r"[0-9A-Za-z_-]+")
+_GROUP = re.compile(r"[0-9A-Za-z_.:-]+")
+_CLUSTER = re.compile(r"[0-9A-Za-z-]+")
+_SERVICE = re.compile(r"[^\s/\x00-\x1f\x7f]+")
+_HOSTNAME = re.compile(r"(?!-)[0-9A-Za-z-]{1,63}(?<!-)(?:\.(?!-)[0-9A-Za-z-]{1,63}(?<!-))*")
+_ID = re.compile(r"[0-9A-Za-z._:/#@-]+")
+
+
+class ServiceKey(NamedTuple):
+    """A service: (namespace, group, name)."""
+
+    namespace: str
+    group: str
+    name: str
+
+    def __str__(self) -> str:
+        """Write the key as Nacos does, ``group@@name``, below its namespace."""
+        return f"{self.namespace}/{self.group}@@{self.name}"
+
+
+def check_namespace(value: str, field: str = "namespace") -> str:
+    """Return a namespace's id if it is acceptable.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if len(value) > MAX_NAMESPACE_LENGTH or not _NAMESPACE.fullmatch(value):
+        raise bad_value(field, value, f"1 to {MAX_NAMESPACE_LENGTH} of letters, digits, '-', '_'")
+    return value
+
+
+def check_group(value: str, field: str = "group") -> str:
+    """Return a group's name if it is acceptable.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if len(value) > MAX_NAMESPACE_LENGTH or not _GROUP.fullmatch(value):
+        raise bad_value(field, value, f"1 to {MAX_NAMESPACE_LENGTH} of letters, digits, '-', '_', '.', ':'")
+    return value
+
+
+def check_service(value: str, field: str = "service") -> str:
+    """Return a service's name if it is acceptable.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if len(value) > MAX_NAME_LENGTH or "@@" in value or not _SERVICE.fullmatch(value):
+        raise bad_value(field, value, f"1 to {MAX_NAME_LENGTH} characters without spaces, '/' and '@@'")
+    return value
+
+
+def check_cluster(value: str, field: str = "cluster") -> str:
+    """Return a cluster's name if it is acceptable.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if len(value) > MAX_CLUSTER_LENGTH or not _CLUSTER.fullmatch(value):
+        raise bad_value(field, value, f"1 to {MAX_CLUSTER_LENGTH} of letters, digits, '-'")
+    return value
+
+
+def check_ip(value: str, field: str = "ip") -> str:
+    """Return an address (IPv4, IPv6 or a host name) in its canonical spelling.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        # All digits and dots is a mistyped IPv4 address, never a host name (RFC 1123, section 2.1).
+        if (
+            len(value) <= MAX_HOST_LENGTH
+            and _HOSTNAME.fullmatch(value)
+            and not re.fullmatch(r"[\d.]+", value)
+        ):
+            return value.lower()
+        raise bad_value(field, value, "an IPv4 or IPv6 address, or a host name") from None
+
+
+def check_port(value: int, field: str = "port") -> int:
+    """Return a port if it is one.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if not 1 <= value <= MAX_PORT:
+        raise bad_value(field, value, f"a whole number from 1 to {MAX_PORT}")
+    return value
+
+
+def check_id(value: str, field: str) -> str:
+    """Return an identifier (a lease, an owner) if it is acceptable.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if len(value) > MAX_ID_LENGTH or not _ID.fullmatch(value):
+        raise bad_value(field, value, f"1 to {MAX_ID_LENGTH} of letters, digits and ._:/#@-")
+    return value
+
+
+def service_key(name: str, *, namespace: str = DEFAULT_NAMESPACE, group: str = DEFAULT_GROUP) -> ServiceKey:
+    """Make a checked :class:`ServiceKey`.
+
+    Raises:
+        Problem: 400 ``bad_value`` naming the part that is wrong.
+    """
+    return ServiceKey(check_namespace(namespace), check_group(group), check_service(name))
+
+
+def instance_key(*, ip: str, port: int, cluster: str, owner: str = "") -> InstanceKey:
+    """Spell an instance's key: ``ip:port:cluster[:owner]``, an IPv6 address in brackets."""
+    host = f"[{ip}]" if ":" in ip else ip
+    return InstanceKey(f"{host}:{port}:{cluster}:{owner}" if owner else f"{host}:{port}:{cluster}")
+
+
+_KEY = re.compile(
+    r"(?P<ip>\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(?P<port>\d{1,5})"
+    r"(?::(?P<cluster>[0-9A-Za-z-]+))?(?::(?P<owner>[0-9A-Za-z._-]+))?(?:~[0-9a-f]+)?"
+)
+
+
+class KeyParts(NamedTuple):
+    """An instance's key, taken apart."""
+
+    ip: str
+    port: int
+    cluster: str
+    owner: str
+
+
+def parse_instance_key(value: str, field: str = "key") -> KeyParts:
+    """Take ``ip:port[:cluster[:owner]]`` apart; the cluster defaults to ``DEFAULT``.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    found = _KEY.fullmatch(value)
+    if found is None:
+        raise bad_value(field, value, "ip:port[:cluster[:owner]], an IPv6 address in brackets")
+    return KeyParts(
+        check_ip(found["ip"].strip("[]"), field),
+        check_port(int(found["port"]), field),
+        found["cluster"] or DEFAULT_CLUSTER,
+        found["owner"] or "",
+    )

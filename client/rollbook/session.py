@@ -1,0 +1,500 @@
+"""The client's side of a session, as a state machine without I/O.
+
+It holds what the process wants to be true (its entries, its subscriptions, for an operator the pods it has
+closed and fenced) and works out which frames make the registry agree: after a first connection, a
+reconnection, a restart of the registry or the end of the lease alike. Nothing has to be repeated by callers.
+
+Feed it: :meth:`connected`, :meth:`received`, :meth:`tick`, :meth:`disconnected`, and the wishes (:meth:`put`,
+:meth:`drop`, :meth:`subscribe`, ...). After each, send what :meth:`take_frames` returns and handle what
+:meth:`take_events` returns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from rollbook import frames
+from rollbook.limits import MAX_ENTRIES_PER_FRAME
+from rollbook.names import ServiceKey
+from rollbook.problems import Problem, from_details
+from rollbook.view import Change, OutOfStep, View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from rollbook.model import Entry, EntryRef
+    from rollbook.names import LeaseId
+
+PING_AFTER: Final = 2.0
+"""Seconds without a frame from the registry after which it is pinged."""
+
+DEAD_AFTER: Final = 5.0
+"""Seconds without an answer to a ping after which the connection is given up."""
+
+BEAT_INTERVAL: Final = 5.0
+"""Seconds between beats until the registry has said what it expects."""
+
+BATCH: Final = 500
+"""Entries in one ``register`` frame; small enough for the registry's loop, large enough to be quick."""
+
+
+class ListChanged(NamedTuple):
+    """A subscribed service's list is different now."""
+
+    service: ServiceKey
+    change: Change
+    at: float
+
+
+class Answered(NamedTuple):
+    """A request with an id was carried out, or why it wasn't."""
+
+    id: int
+    done: frames.Done | None
+    problem: Problem | None
+
+
+class Confirmed(NamedTuple):
+    """The registry has these entries."""
+
+    refs: tuple[EntryRef, ...]
+
+
+class Rejected(NamedTuple):
+    """The registry will not have this entry; it is not offered again until it is put anew."""
+
+    ref: EntryRef
+    problem: Problem
+
+
+class LeaseRefused(NamedTuple):
+    """The registry will not hear this lease: an older epoch, or (410) a pod that is terminating or gone."""
+
+    problem: Problem
+
+
+class Ended(NamedTuple):
+    """The lease had ended by silence; everything is being registered afresh under a higher term."""
+
+    term: int
+
+
+class Rebooted(NamedTuple):
+    """The registry is another one, or another life of the same."""
+
+    boot: str
+
+
+Event = ListChanged | Answered | Confirmed | Rejected | LeaseRefused | Ended | Rebooted
+
+
+class _Offer(NamedTuple):
+    refs: tuple[EntryRef, ...]
+
+
+class _Withdrawal(NamedTuple):
+    refs: tuple[EntryRef, ...]
+
+
+class _PodsClosed(NamedTuple):
+    uids: tuple[str, ...]
+
+
+class _PodsFenced(NamedTuple):
+    uids: tuple[str, ...]
+
+
+class _SyncTold(NamedTuple):
+    pass
+
+
+_Pending = _Offer | _Withdrawal | _PodsClosed | _PodsFenced | _SyncTold | None
+
+
+class Session:
+    """What this process wants of the registry, and how far the registry agrees.
+
+    Args:
+        lease: this process' id, at random.
+        kind: ``session`` or ``operator``.
+        epoch: of an operator.
+    """
+
+    def __init__(self, lease: LeaseId, *, kind: frames.Kind = "session", epoch: int = 0) -> None:
+        self.lease = lease
+        self.kind: frames.Kind = kind
+        self.epoch = epoch
+        self.term = 0
+        self.boot = ""
+        self.beat_interval = BEAT_INTERVAL
+        self.attached = False
+        self.dead = False
+        self.entries: dict[EntryRef, Entry] = {}
+        self.views: dict[ServiceKey, View] = {}
+        self._connected = False
+        self._attaching = False
+        self._confirmed: set[EntryRef] = set()
+        self._down: set[EntryRef] = set()
+        self._offer: dict[EntryRef, None] = {}
+        self._singly: set[EntryRef] = set()
+        self._withdraw: dict[EntryRef, None] = {}
+        self._closed: dict[str, bool] = {}
+        self._fenced: dict[str, tuple[frames.GonePod, bool]] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._next_id = 0
+        self._frames: list[frames.Request] = []
+        self._events: list[Event] = []
+        self._last_received = 0.0
+        self._last_beat = 0.0
+        self._ping_sent: float | None = None
+        self._synced_wanted = False
+
+    # --- wishes ----------------------------------------------------------------------------------------
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Want these entries in the book; those that are there already are changed."""
+        for entry in entries:
+            ref = entry.ref
+            self.entries[ref] = entry
+            if not entry.alive:
+                self._down.add(ref)
+            self._withdraw.pop(ref, None)
+            self._confirmed.discard(ref)
+            self._offer[ref] = None
+        self._work()
+
+    def drop(self, refs: Iterable[EntryRef]) -> None:
+        """Want these entries out of the book."""
+        for ref in refs:
+            if self.entries.pop(ref, None) is not None:
+                self._offer.pop(ref, None)
+                self._confirmed.discard(ref)
+                self._down.discard(ref)
+                self._withdraw[ref] = None
+        self._work()
+
+    def is_confirmed(self, ref: EntryRef) -> bool:
+        """Say whether the registry has acknowledged the entry as it was last put."""
+        return ref in self._confirmed
+
+    def set_down(self, down: Iterable[EntryRef], now: float) -> None:
+        """Say which entries' applications do not work; a difference is told at once, by a beat."""
+        wanted = {ref for ref in down if ref in self.entries}
+        if wanted != self._down:
+            self._down = wanted
+            if self.attached:
+                self._beat(now)
+
+    def subscribe(self, service: ServiceKey) -> View:
+        """Want a service's list, and all changes to it."""
+        view = self.views.get(service)
+        if view is None:
+            view = self.views[service] = View(service)
+            if self._connected:
+                self._ask(view)
+        return view
+
+    def unsubscribe(self, service: ServiceKey) -> None:
+        """Stop wanting it."""
+        if self.views.pop(service, None) is not None and self._connected:
+            namespace, group, name = service
+            self._frames.append(frames.Unsubscribe(namespace=namespace, group=group, service=name))
+
+    def refresh(self, service: ServiceKey) -> None:
+        """Compare a list with the registry's (the safety net beneath the deltas)."""
+        view = self.views.get(service)
+        if view is not None and self._connected:
+            self._ask(view)
+
+    def close_pods(self, uids: Iterable[str]) -> None:
+        """Operator: want these pods closed."""
+        for uid in uids:
+            self._closed.setdefault(uid, False)
+        self._work()
+
+    def fence_pods(self, pods: Iterable[frames.GonePod]) -> None:
+        """Operator: want these pods fenced."""
+        for pod in pods:
+            if pod.uid not in self._fenced:
+                self._fenced[pod.uid] = (pod, False)
+                self._closed.pop(pod.uid, None)
+        self._work()
+
+    def forget_pods(self, uids: Iterable[str]) -> None:
+        """Operator: stop repeating these closings and fences to registries that start."""
+        for uid in uids:
+            self._closed.pop(uid, None)
+            self._fenced.pop(uid, None)
+
+    def synced(self) -> None:
+        """Operator: all that is known has been put; older operators' entries may go once it has arrived."""
+        self._synced_wanted = True
+        self._work()
+
+    def barrier(self, services: Iterable[ServiceKey], timeout: float) -> int:
+        """Ask for a barrier; :class:`Answered` comes with this id."""
+        names = [(s.namespace, s.group, s.name) for s in services]
+        return self._ask_once(lambda id_: frames.Barrier(id=id_, services=names, timeout=timeout))
+
+    def release(self) -> int:
+        """End the lease for good; :class:`Answered` comes with this id."""
+        self.entries.clear()
+        self._offer.clear()
+        self._withdraw.clear()
+        self._confirmed.clear()
+        return self._ask_once(lambda id_: frames.Release(id=id_))
+
+    # --- what happens ----------------------------------------------------------------------------------
+
+    def connected(self, now: float) -> None:
+        """A connection stands: attach, and ask for every list."""
+        self._connected = True
+        self.dead = False
+        self._last_received = now
+        self._ping_sent = None
+        if self.entries or self._withdraw or self.kind == "operator":
+            self._attach()
+        for view in self.views.values():
+            view.unsettle()
+            self._ask(view)
+
+    def disconnected(self) -> None:  # one arm a kind of request
+        """The connection is gone; what was asked and not answered is asked again next time."""
+        self._connected = self.attached = self._attaching = False
+        self._frames.clear()
+        pending, self._pending = self._pending, {}
+        for id_, what in pending.items():
+            match what:
+                case _Offer(refs):
+                    self._offer.update({r: None for r in refs if r in self.entries})
+                case _Withdrawal(refs):
+                    self._withdraw.update({r: None for r in refs if r not in self.entries})
+                case None:
+                    self._events.append(
+                        Answered(id_, None, Problem("registry_unreachable", "the connection was lost"))
+                    )
+                case _PodsClosed(uids):
+                    self._closed.update({u: False for u in uids if u in self._closed})
+                case _PodsFenced(uids):
+                    self._fenced.update({u: (self._fenced[u][0], False) for u in uids if u in self._fenced})
+                case _SyncTold():
+                    self._synced_wanted = True
+
+    def received(self, frame: frames.Answer, now: float) -> None:  # noqa: C901  # one arm a frame
+        """A frame came."""
+        self._last_received = now
+        self._ping_sent = None
+        match frame:
+            case frames.Delta() | frames.Snapshot() | frames.Current():
+                self._list_frame(frame)
+            case frames.Attached():
+                self._on_attached(frame, now)
+            case frames.Done():
+                self._on_done(frame)
+            case frames.Refused():
+                self._on_refused(frame)
+            case frames.LeaseEnded():
+                if frame.lease == self.lease and self.attached:
+                    self.term = max(self.term, frame.term)
+                    self._events.append(Ended(self.term))
+                    self.attached = False
+                    self._attach()
+            case frames.Settled():
+                for service, view in self.views.items():
+                    change = view.settle()
+                    if change:
+                        self._events.append(ListChanged(service, change, 0.0))
+            case frames.Goodbye():
+                self.dead = True
+            case frames.Pong():
+                pass
+
+    def tick(self, now: float, attentive_now: float) -> None:
+        """Time has passed: beat and ping when due.
+
+        Args:
+            now: monotonic seconds; beats are due by it.
+            attentive_now: seconds of an :class:`rollbook.clock.AttentiveClock`; a registry is not given up
+                for silence that this process slept through.
+        """
+        if not self._connected:
+            return
+        if self.attached and now - self._last_beat >= self.beat_interval:
+            self._beat(now)
+        if self._ping_sent is None:
+            if now - self._last_received >= PING_AFTER:
+                self._ping_sent = attentive_now
+                self._frames.append(frames.Ping())
+        elif attentive_now - self._ping_sent >= DEAD_AFTER:
+            self.dead = True
+
+    def take_frames(self) -> list[frames.Request]:
+        """Return the frames to be sent now, in order."""
+        taken, self._frames = self._frames, []
+        return taken
+
+    def take_events(self) -> list[Event]:
+        """Return what happened, in order."""
+        taken, self._events = self._events, []
+        return taken
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _id(self, what: _Pending) -> int:
+        self._next_id += 1
+        self._pending[self._next_id] = what
+        return self._next_id
+
+    def _ask_once(self, make: Callable[[int], frames.Request]) -> int:
+        id_ = self._id(None)
+        if self._connected:
+            self._frames.append(make(id_))
+        else:
+            del self._pending[id_]
+            self._events.append(Answered(id_, None, Problem("registry_unreachable", "not connected")))
+        return id_
+
+    def _attach(self) -> None:
+        if not self._attaching:
+            self._attaching = True
+            self._frames.append(
+                frames.Attach(lease=self.lease, term=self.term, kind=self.kind, epoch=self.epoch)
+            )
+
+    def _on_attached(self, frame: frames.Attached, now: float) -> None:
+        self._attaching = False
+        self.attached = True
+        self.term = frame.term
+        self.beat_interval = frame.beat_interval
+        self._last_beat = now
+        if frame.boot != self.boot:
+            if self.boot:
+                self._events.append(Rebooted(frame.boot))
+            self.boot = frame.boot
+            self._closed = dict.fromkeys(self._closed, False)
+            self._fenced = {uid: (pod, False) for uid, (pod, _) in self._fenced.items()}
+            if self.kind == "operator" and self.entries:
+                self._synced_wanted = True
+        # Offering everything again costs one frame and needs no reasoning about what arrived before.
+        self._confirmed.clear()
+        self._offer = dict.fromkeys(self.entries)
+        self._work()
+
+    def _beat(self, now: float) -> None:
+        self._last_beat = now
+        self._frames.append(frames.Beat(term=self.term, down=sorted(self._down, key=repr)))
+
+    def _ask(self, view: View) -> None:
+        namespace, group, name = view.service
+        self._next_id += 1
+        self._frames.append(
+            frames.Subscribe(
+                id=self._next_id,
+                namespace=namespace,
+                group=group,
+                service=name,
+                revision=view.revision,
+                digest=view.digest if view.known else "",
+            )
+        )
+
+    def _work(self) -> None:
+        """Ask for all that is wanted and not asked yet: additions before removals."""
+        if not self.attached:
+            if self._connected and (self._offer or self._withdraw or self._closed or self._fenced):
+                self._attach()
+            return
+        singly = [r for r in self._offer if r in self._singly]
+        together = [r for r in self._offer if r not in self._singly]
+        self._offer.clear()
+        self._singly.clear()
+        chunks: list[tuple[EntryRef, ...]] = [(r,) for r in singly]
+        chunks += [tuple(together[n : n + BATCH]) for n in range(0, len(together), BATCH)]
+        for refs in chunks:
+            # A beat may have told more about the application than the entry did when it was put.
+            entries = [msgspec.structs.replace(self.entries[r], alive=r not in self._down) for r in refs]
+            self._frames.append(frames.Register(id=self._id(_Offer(refs)), entries=entries))
+        if self._withdraw:
+            leaving = tuple(self._withdraw)[:MAX_ENTRIES_PER_FRAME]
+            for ref in leaving:
+                del self._withdraw[ref]
+            self._frames.append(frames.Deregister(id=self._id(_Withdrawal(leaving)), entries=list(leaving)))
+        uids = tuple(uid for uid, told in self._closed.items() if not told)
+        if uids:
+            self._closed.update(dict.fromkeys(uids, True))
+            self._frames.append(frames.Close(id=self._id(_PodsClosed(uids)), uids=list(uids)))
+        gone = [pod for pod, told in self._fenced.values() if not told]
+        if gone:
+            for pod in gone:
+                self._fenced[pod.uid] = (pod, True)
+            self._frames.append(frames.Fence(id=self._id(_PodsFenced(tuple(p.uid for p in gone))), pods=gone))
+        if self._synced_wanted:
+            self._synced_wanted = False
+            self._frames.append(frames.Synced(id=self._id(_SyncTold())))
+
+    def _on_done(self, frame: frames.Done) -> None:
+        match self._pending.pop(frame.id, _Withdrawal(())):
+            case _Offer(refs):
+                # A newer put of the same entry has been offered under another id: that one confirms it.
+                waiting = {r for p in self._pending.values() if isinstance(p, _Offer) for r in p.refs}
+                sure = tuple(r for r in refs if r in self.entries and r not in waiting)
+                self._confirmed.update(sure)
+                self._events.append(Confirmed(sure))
+            case None:
+                self._events.append(Answered(frame.id, frame, None))
+            case _:
+                pass
+        if self._withdraw:
+            self._work()
+
+    def _on_refused(self, frame: frames.Refused) -> None:
+        problem = from_details(frame.problem)
+        match self._pending.pop(frame.id, _Withdrawal(())):
+            case _Offer((ref,)):
+                self._events.append(Rejected(ref, problem))
+            case _Offer(refs):
+                # All or nothing: offer each by itself, so that only the bad one stays out.
+                again = [r for r in refs if r in self.entries]
+                self._singly.update(again)
+                self._offer.update(dict.fromkeys(again))
+                self._work()
+            case None:
+                self._events.append(Answered(frame.id, None, problem))
+            case _ if frame.id == 0:
+                self._attaching = False
+                self._events.append(LeaseRefused(problem))
+            case _:
+                self._events.append(Answered(frame.id, None, problem))
+
+    def _list_frame(self, frame: frames.Delta | frames.Snapshot | frames.Current) -> None:
+
+        service = ServiceKey(frame.namespace, frame.group, frame.service)
+        view = self.views.get(service)
+        if view is None:
+            return
+        at = 0.0
+        try:
+            if isinstance(frame, frames.Delta):
+                change = view.delta(frame)
+                at = frame.at
+            elif isinstance(frame, frames.Snapshot):
+                change = view.snapshot(frame)
+            else:
+                change = view.current(frame)
+        except OutOfStep:
+            namespace, group, name = service
+            self._next_id += 1
+            self._frames.append(
+                frames.Subscribe(id=self._next_id, namespace=namespace, group=group, service=name)
+            )
+            return
+        self._frames.append(
+            frames.Ack(
+                namespace=frame.namespace, group=frame.group, service=frame.service, revision=frame.revision
+            )
+        )
+        # A snapshot is told even when it changes nothing: it ends the wait for the first list.
+        if change or not isinstance(frame, frames.Delta):
+            self._events.append(ListChanged(service, change, at))

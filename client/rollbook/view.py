@@ -1,0 +1,143 @@
+"""View: a subscriber's copy of one service's list, kept by snapshots and deltas.
+
+Pure: frames in, what changed out. A registry that has just started without its book must not make a
+subscriber forget what it knows: until the registry is *settled*, instances that its snapshot lacks are
+**held** (shown as last known) unless it says explicitly that they have gone, or lists their address anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from rollbook.digest import instance_digest, spell
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rollbook.frames import Current, Delta, Snapshot
+    from rollbook.model import Instance
+    from rollbook.names import InstanceKey, ServiceKey
+
+
+class Change(NamedTuple):
+    """What a frame changed in the list that callers see; additions are to be applied before removals."""
+
+    put: list[Instance]
+    drop: list[InstanceKey]
+
+    def __bool__(self) -> bool:
+        return bool(self.put or self.drop)
+
+
+class OutOfStep(Exception):  # noqa: N818  # a state, handled by asking again, never shown
+    """The frame does not fit the list; only a fresh snapshot helps."""
+
+
+class View:
+    """One service's list at a subscriber."""
+
+    def __init__(self, service: ServiceKey) -> None:
+        self.service = service
+        self.revision = ""
+        self.settled = False
+        self._book: dict[InstanceKey, Instance] = {}
+        self._held: dict[InstanceKey, Instance] = {}
+        self._digest = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether a list has ever arrived."""
+        return bool(self.revision)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the registry's list as this view has it (what is held is not part of it)."""
+        return spell(self._digest)
+
+    @property
+    def instances(self) -> list[Instance]:
+        """The list that callers see."""
+        return [*self._book.values(), *self._held.values()] if self._held else list(self._book.values())
+
+    def restore(self, instances: Iterable[Instance], revision: str) -> None:
+        """Start from a copy that was kept on disk: shown, and held until a registry says otherwise."""
+        self._held = {i.key: i for i in instances}
+        self._book = {}
+        self._digest = 0
+        self.revision = revision
+
+    def snapshot(self, frame: Snapshot) -> Change:
+        """Take the whole list."""
+        before = {i.key: i for i in self.instances}
+        self._book = {i.key: i for i in frame.instances}
+        self._digest = 0
+        for instance in frame.instances:
+            self._digest ^= instance_digest(instance)
+        self._held = {} if frame.settled else {k: i for k, i in before.items() if k not in self._book}
+        self._drop_superseded()
+        self.revision = frame.revision
+        self.settled = frame.settled
+        return self._difference(before)
+
+    def current(self, frame: Current) -> Change:
+        """Learn that the registry has the very list that is held here."""
+        self.revision = frame.revision
+        return self.settle() if frame.settled else Change([], [])
+
+    def delta(self, frame: Delta) -> Change:
+        """Apply a change.
+
+        Raises:
+            OutOfStep: it does not apply to this revision, or the digests differ afterwards.
+        """
+        if frame.base != self.revision:
+            raise OutOfStep(f"delta on {frame.base}, held {self.revision}")
+        dropped = []
+        for instance in frame.put:
+            old = self._book.get(instance.key)
+            if old is not None:
+                self._digest ^= instance_digest(old)
+            self._book[instance.key] = instance
+            self._digest ^= instance_digest(instance)
+            if self._held.pop(instance.key, None) is None:
+                dropped += self._drop_superseded_by(instance)
+        for key in frame.drop:
+            old = self._book.pop(key, None)
+            if old is not None:
+                self._digest ^= instance_digest(old)
+            if old is not None or self._held.pop(key, None) is not None:
+                dropped.append(key)
+        self.revision = frame.revision
+        if self.digest != frame.digest:
+            raise OutOfStep(f"digest {self.digest} after {frame.revision}, the registry's is {frame.digest}")
+        return Change(frame.put, dropped)
+
+    def settle(self) -> Change:
+        """Let go of what is only held: the registry knows everybody by now."""
+        self.settled = True
+        dropped = list(self._held)
+        self._held = {}
+        return Change([], dropped)
+
+    def unsettle(self) -> None:
+        """Remember that the next registry's book may be younger than this list."""
+        self.settled = False
+
+    def _drop_superseded(self) -> None:
+        if self._held:
+            listed = {(i.ip, i.port) for i in self._book.values()}
+            self._held = {k: i for k, i in self._held.items() if (i.ip, i.port) not in listed}
+
+    def _drop_superseded_by(self, instance: Instance) -> list[InstanceKey]:
+        if not self._held:
+            return []
+        gone = [k for k, i in self._held.items() if (i.ip, i.port) == (instance.ip, instance.port)]
+        for key in gone:
+            del self._held[key]
+        return gone
+
+    def _difference(self, before: dict[InstanceKey, Instance]) -> Change:
+        after = {i.key: i for i in self.instances}
+        return Change(
+            [i for k, i in after.items() if before.get(k) != i], [k for k in before if k not in after]
+        )

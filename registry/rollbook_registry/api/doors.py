@@ -1,0 +1,162 @@
+"""What all HTTP doors share: identities, bodies, queries and problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from rollbook.problems import CONTENT_TYPE, Problem, bad_value, from_validation
+from rollbook_registry.auth import ANONYMOUS, LOCAL
+from rollbook_registry.auth.tokens import Verifier
+from rollbook_registry.book import Book
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from rollbook_registry.auth import Identity
+    from rollbook_registry.auth.tokens import Verifier
+
+log = structlog.get_logger("rollbook.api")
+
+T = TypeVar("T")
+
+BOOK: Final = web.AppKey("book", Book)
+VERIFIER: Final[web.AppKey[Verifier | None]] = web.AppKey("verifier")
+
+_HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
+def problem_response(problem: Problem) -> web.Response:
+    """Write a problem as RFC 9457 wants it."""
+    headers = {}
+    if problem.status == web.HTTPUnauthorized.status_code:
+        headers["WWW-Authenticate"] = "Bearer"
+    elif problem.status in {429, 503}:
+        headers["Retry-After"] = "1"
+    return web.Response(
+        status=problem.status,
+        body=msgspec.json.encode(problem.details()),
+        content_type=CONTENT_TYPE,
+        headers=headers,
+    )
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer every error, ours, aiohttp's or unexpected, as a problem."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        request.app[BOOK].metrics.refusals.labels(problem.code).inc()
+        return problem_response(problem)
+    except web.HTTPException as error:
+        if error.status < web.HTTPBadRequest.status_code:
+            raise
+        code = _HTTP_CODES.get(error.status, "bad_value")
+        detail = {
+            "not_found": f"there is nothing at {request.path}",
+            "method_not_allowed": f"{request.path} does not take {request.method}",
+        }.get(code, error.reason)
+        response = problem_response(Problem(code, detail))
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except Exception:
+        log.exception("request_failed", method=request.method, path=request.path)
+        return problem_response(Problem("internal", "the registry failed; its log says how"))
+
+
+async def identity(request: web.Request) -> Identity:
+    """Say who sends a request.
+
+    Raises:
+        Problem: 401 for a token that is not acceptable.
+    """
+    verifier = request.app[VERIFIER]
+    if verifier is None:
+        return LOCAL
+    header = request.headers.get("Authorization")
+    if header is None:
+        return ANONYMOUS
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Problem(
+            "unauthenticated",
+            "Authorization is not a bearer token",
+            field="Authorization",
+            accepted="Bearer TOKEN",
+        )
+    return await verifier.verify(token.strip())
+
+
+def query(request: web.Request, *known: str) -> dict[str, str]:
+    """Return the query's parameters.
+
+    Raises:
+        Problem: 400 ``bad_value`` for one that is not known here, or given twice.
+    """
+    values: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name not in known:
+            raise bad_value("query", name, ", ".join(known) or "no parameters")
+        if name in values:
+            raise bad_value(name, request.query.getall(name), "one value")
+        values[name] = value
+    return values
+
+
+def whole_number(values: dict[str, str], name: str, default: int, *, low: int, high: int) -> int:
+    """Read a number from a query.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    text = values.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()) or not low <= int(text[:12]) <= high:
+        raise bad_value(name, text, f"a whole number from {low} to {high}")
+    return int(text)
+
+
+def truth(values: dict[str, str], name: str) -> bool | None:
+    """Read ``true`` or ``false`` from a query; ``None`` if it isn't there.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    text = values.get(name)
+    if text is None:
+        return None
+    if text not in {"true", "false"}:
+        raise bad_value(name, text, "true or false")
+    return text == "true"
+
+
+async def body(request: web.Request, type_: type[T]) -> T:
+    """Read a JSON body.
+
+    Raises:
+        Problem: 400 ``bad_value`` naming the field that is wrong.
+    """
+    data = await request.read()
+    if not data:
+        raise Problem("bad_value", "the body is empty", field="body", accepted="a JSON object")
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise from_validation(error) from None
+    except UnicodeDecodeError:
+        raise Problem("bad_value", "the body is not UTF-8", field="body", accepted="a JSON object") from None
+
+
+def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """Write JSON."""
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
+    )

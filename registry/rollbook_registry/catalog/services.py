@@ -1,0 +1,111 @@
+"""Services: ``Map<namespace, Map<group::service, Service>>``, each with its list, its number and its log."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from rollbook.digest import instance_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rollbook.model import Instance
+    from rollbook.names import InstanceKey, ServiceKey
+    from rollbook_registry.catalog.events import ServiceChanged
+
+LOG_LENGTH: Final = 128
+"""Changes of one service that are remembered; a subscriber that is further behind gets a snapshot."""
+
+
+class Service:
+    """One service's list.
+
+    Attributes:
+        number: which list this is; grows with every change, and never repeats in one life of the registry.
+        digest: see :mod:`rollbook.digest`.
+        emptied: when it became empty; ``None`` while it isn't.
+    """
+
+    __slots__ = ("_log", "digest", "emptied", "healthy", "instances", "key", "number")
+
+    def __init__(self, key: ServiceKey, *, number: int, now: float) -> None:
+        self.key = key
+        self.instances: dict[InstanceKey, Instance] = {}
+        self.healthy = 0
+        self.number = number
+        self.digest = 0
+        self.emptied: float | None = now
+        self._log: deque[ServiceChanged] = deque(maxlen=LOG_LENGTH)
+
+    def put(self, instance: Instance) -> None:
+        """Enter an instance, or change it."""
+        old = self.instances.get(instance.key)
+        if old is not None:
+            self.digest ^= instance_digest(old)
+            self.healthy -= old.healthy
+        self.instances[instance.key] = instance
+        self.digest ^= instance_digest(instance)
+        self.healthy += instance.healthy
+
+    def drop(self, key: InstanceKey) -> None:
+        """Strike an instance out."""
+        old = self.instances.pop(key)
+        self.digest ^= instance_digest(old)
+        self.healthy -= old.healthy
+
+    def record(self, change: ServiceChanged, now: float) -> None:
+        """Remember a change that has been made, for subscribers that are a little behind."""
+        self.number = change.number
+        self._log.append(change)
+        self.emptied = None if self.instances else now
+
+    def since(self, number: int) -> tuple[list[Instance], list[InstanceKey]] | None:
+        """What changed since a list, merged: each key once, as it is now; ``None`` if that is forgotten."""
+        if number == self.number:
+            return [], []
+        touched: dict[InstanceKey, None] = {}
+        for change in reversed(self._log):
+            touched.update(dict.fromkeys(i.key for i in change.put))
+            touched.update(dict.fromkeys(change.drop))
+            if change.base == number:
+                break
+        else:
+            return None
+        put = [self.instances[k] for k in touched if k in self.instances]
+        return put, [k for k in touched if k not in self.instances]
+
+
+class Services:
+    """All services, by namespace."""
+
+    def __init__(self) -> None:
+        self._namespaces: dict[str, dict[tuple[str, str], Service]] = {}
+
+    def get(self, key: ServiceKey) -> Service | None:
+        """Return a service, if it is there."""
+        namespace = self._namespaces.get(key.namespace)
+        return None if namespace is None else namespace.get((key.group, key.name))
+
+    def add(self, service: Service) -> None:
+        """Add a service that isn't there."""
+        key = service.key
+        self._namespaces.setdefault(key.namespace, {})[key.group, key.name] = service
+
+    def discard(self, key: ServiceKey) -> None:
+        """Remove a service, and its namespace with the last one."""
+        namespace = self._namespaces.get(key.namespace, {})
+        namespace.pop((key.group, key.name), None)
+        if not namespace:
+            self._namespaces.pop(key.namespace, None)
+
+    def __iter__(self) -> Iterator[Service]:
+        for namespace in self._namespaces.values():
+            yield from namespace.values()
+
+    def within(self, namespace: str) -> Iterator[Service]:
+        """All services of a namespace."""
+        yield from self._namespaces.get(namespace, {}).values()
+
+    def __len__(self) -> int:
+        return sum(len(services) for services in self._namespaces.values())

@@ -1,0 +1,97 @@
+"""Metrics: every number that matters, under a stable name, never labelled by instance or pod."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.core import Metric
+
+    from rollbook_registry.book import Book
+
+_FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+class Metrics:
+    """The registry's own counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.beats = Counter(
+            "rollbook_beats_total", "Beats heard", ("transport", "result"), registry=self.registry
+        )
+        self.expirations = Counter(
+            "rollbook_expirations_total",
+            "Entries that turned silent, and that were removed",
+            ("stage",),
+            registry=self.registry,
+        )
+        self.events = Counter(
+            "rollbook_entry_events_total", "What happened to entries", ("reason",), registry=self.registry
+        )
+        self.fenced = Counter("rollbook_fenced_total", "Pods confirmed gone", registry=self.registry)
+        self.refusals = Counter(
+            "rollbook_refusals_total", "Requests refused", ("code",), registry=self.registry
+        )
+        self.push = Histogram(
+            "rollbook_push_seconds",
+            "From a change to its acknowledgement by a subscriber",
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self.conflated = Counter(
+            "rollbook_push_conflated_total",
+            "Changes merged because a subscriber was behind",
+            registry=self.registry,
+        )
+        self.loop_lag = Gauge(
+            "rollbook_loop_lag_seconds",
+            "How much later than due the event loop came round last",
+            registry=self.registry,
+        )
+        self.loop_lag_lost = Counter(
+            "rollbook_loop_lag_forgiven_seconds_total",
+            "Time that this process missed, and that nobody was judged by",
+            registry=self.registry,
+        )
+
+
+class BookCollector(Collector):
+    """Counts the book when it is scraped, rather than at every change."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+
+    def collect(self) -> Iterable[Metric]:
+        """Count."""
+        instances = GaugeMetricFamily(
+            "rollbook_instances", "Instances in the book", labels=("namespace", "ephemeral", "healthy")
+        )
+        counts: dict[str, list[int]] = {}
+        services = 0
+        for service in self._book.catalog.services:
+            services += 1
+            count = counts.setdefault(service.key.namespace, [0, 0])
+            count[0] += service.healthy
+            count[1] += len(service.instances) - service.healthy
+        for namespace, (healthy, unhealthy) in counts.items():
+            instances.add_metric((namespace, "true", "true"), healthy)
+            instances.add_metric((namespace, "true", "false"), unhealthy)
+        yield instances
+        yield GaugeMetricFamily("rollbook_services", "Services in the book", value=services)
+        yield GaugeMetricFamily("rollbook_leases", "Leases in the book", value=self._book.catalog.leases)
+        subscribers = GaugeMetricFamily("rollbook_subscribers", "Subscriptions", labels=("transport",))
+        subscribers.add_metric(("session",), self._book.outlet.subscriptions)
+        yield subscribers
+        pods = self._book.catalog.pods
+        yield GaugeMetricFamily("rollbook_pods_closed", "Pods that are terminating", value=pods.closed)
+        yield GaugeMetricFamily("rollbook_pods_fenced", "Pods remembered as gone", value=pods.fenced)
+        yield GaugeMetricFamily(
+            "rollbook_settled", "Whether the book is settled", value=float(self._book.outlet.settled)
+        )

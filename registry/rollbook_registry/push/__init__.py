@@ -1,0 +1,7 @@
+"""Push: everybody who subscribed hears of every change, once, encoded once."""
+
+from __future__ import annotations
+
+from rollbook_registry.push.outlet import Outlet, Subscriber
+
+__all__ = ["Outlet", "Subscriber"]

@@ -1,0 +1,115 @@
+"""The registry's servers: which door is on which port, and the order of starting and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Self
+
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from rollbook.kube import KubeApi
+from rollbook.limits import MAX_BODY_BYTES
+from rollbook_registry.api import doors
+from rollbook_registry.api.native import Native
+from rollbook_registry.api.session import Sessions
+from rollbook_registry.auth.tokens import Verifier
+from rollbook_registry.book import Book
+
+if TYPE_CHECKING:
+    from rollbook_registry.settings import RegistrySettings
+
+log = structlog.get_logger("rollbook.registry")
+
+STOP_GRACE = 2.0
+"""Seconds that requests under way have at the end."""
+
+
+class Server:
+    """A running registry.
+
+    Args:
+        settings: the registry's settings.
+        api: the API server, where tokens are asked for.
+    """
+
+    def __init__(self, settings: RegistrySettings, api: KubeApi | None = None) -> None:
+        self.settings = settings
+        self.book = Book(settings, clock=time.monotonic, wall=time.time)
+        self.sessions = Sessions(self.book)
+        self.book.on_settled = self.sessions.settled
+        self._api = api
+        self._stack = contextlib.AsyncExitStack()
+        self.http_port = 0
+        self.session_port = 0
+
+    async def __aenter__(self) -> Self:
+        settings = self.settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        verifier = None
+        if settings.needs_identity:
+            api = await self._stack.enter_async_context(self._api or KubeApi.in_cluster())
+            verifier = Verifier(
+                api, audience=settings.audience, operator_account=settings.operator_account, wall=time.time
+            )
+        running = asyncio.create_task(self.book.run(), name="book")
+        self._stack.push_async_callback(_end, running)
+        everything = self._application(verifier)
+        everything.add_routes(Native(self.book).routes())
+        everything.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/healthz", self._health),
+                web.get("/readyz", self._health),
+                web.get("/session", self.sessions.handle),
+            ]
+        )
+        sessions = self._application(verifier)
+        sessions.add_routes([web.get("/session", self.sessions.handle)])
+        self.session_port = await self._serve(sessions, settings.session_port)
+        self.http_port = await self._serve(everything, settings.http_port)
+        self._stack.push_async_callback(self.sessions.goodbye, "the registry is stopping")
+        log.info(
+            "serving",
+            host=settings.host,
+            http=self.http_port,
+            sessions=self.session_port,
+            boot=self.book.boot,
+            identity="required" if verifier else "not asked for",
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    def _application(self, verifier: Verifier | None) -> web.Application:
+        application = web.Application(middlewares=[doors.problems], client_max_size=MAX_BODY_BYTES)
+        application[doors.BOOK] = self.book
+        application[doors.VERIFIER] = verifier
+        return application
+
+    async def _serve(self, application: web.Application, port: int) -> int:
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_GRACE)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, self.settings.host, port, backlog=4096)
+        await site.start()
+        return int(runner.addresses[0][1])
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self.book.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def _health(self, _: web.Request) -> web.Response:
+        # One replica without peers has the book that there is, from the first moment.
+        return web.Response(text="ok\n")
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

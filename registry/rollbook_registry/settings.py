@@ -1,0 +1,122 @@
+"""The registry's settings; ``docs/settings.md`` is their table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from rollbook.logs import FORMATS, LEVELS
+from rollbook.problems import bad_value
+from rollbook.settings import setting
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ACCOUNT = re.compile(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegistrySettings:
+    """All that can be set."""
+
+    data_dir: Path = setting(
+        Path("rollbook-data"), "The directory that the registry keeps its files in; made if it isn't there."
+    )
+    host: str = setting(
+        "127.0.0.1",
+        "The address to listen on.",
+        danger="Beyond loopback everybody who reaches it can read; writing needs --auth kubernetes.",
+    )
+    http_port: int = setting(8848, "The port of the HTTP API; 0 takes any.", minimum=0, maximum=65535)
+    session_port: int = setting(7848, "The port of sessions; 0 takes any.", minimum=0, maximum=65535)
+    auth: str = setting(
+        "auto",
+        "Who may write: 'kubernetes' asks for service account tokens, 'none' asks nobody; 'auto' is "
+        "'kubernetes' in a cluster and 'none' elsewhere.",
+        choices=("auto", "kubernetes", "none"),
+        danger="With 'none' everybody who reaches the port may write.",
+    )
+    operator_account: str = setting(
+        "", "The operator's service account, as namespace/name; it may enter what is true of any pod."
+    )
+    audience: str = setting("rollbook", "The audience that tokens must be made for.")
+    beat_interval: float = setting(
+        5.0, "How often clients are asked to beat.", unit="s", minimum=0.05, maximum=3600.0
+    )
+    unhealthy_after: float = setting(
+        15.0,
+        "Silence after which an instance is not alive and leaves balancing. Three times --beat-interval "
+        "bears two lost beats.",
+        unit="s",
+        minimum=0.1,
+        maximum=86400.0,
+        danger="Below two beat intervals a single late beat takes an instance out of balancing.",
+    )
+    remove_after: float = setting(
+        30.0,
+        "Silence after which an instance leaves the book; also how long a registry that has started is not "
+        "yet settled.",
+        unit="s",
+        minimum=0.2,
+        maximum=86400.0,
+    )
+    operator_remove_after: float = setting(
+        600.0,
+        "Silence of the operator after which what only it entered leaves the book.",
+        unit="s",
+        minimum=1.0,
+        maximum=86400.0,
+    )
+    empty_service_after: float = setting(
+        60.0, "How long a service without instances stays listed.", unit="s", minimum=0.0
+    )
+    expiry_tick: float = setting(
+        0.25,
+        "How often the timing wheel turns: the precision of all expiry.",
+        unit="s",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    max_subscriptions: int = setting(
+        10_000, "Subscriptions that one session may hold.", minimum=1, maximum=1_000_000
+    )
+    max_entries: int = setting(20_000, "Instances that one session may hold.", minimum=1, maximum=1_000_000)
+    idle_timeout: float = setting(
+        60.0, "Silence after which a session is closed; clients ping every 2 s.", unit="s", minimum=1.0
+    )
+    log_level: str = setting("info", "What to log.", choices=LEVELS)
+    log_format: str = setting("json", "How to log: for machines or for people.", choices=FORMATS)
+
+    def __post_init__(self) -> None:
+        """Check what only shows in combination.
+
+        Raises:
+            Problem: 400 ``bad_value`` naming the flag.
+        """
+        if self.unhealthy_after > self.remove_after:
+            raise bad_value(
+                "--unhealthy-after",
+                self.unhealthy_after,
+                f"at most --remove-after, which is {self.remove_after}",
+            )
+        if self.beat_interval >= self.unhealthy_after:
+            raise bad_value(
+                "--beat-interval",
+                self.beat_interval,
+                f"less than --unhealthy-after, which is {self.unhealthy_after}",
+            )
+        if self.operator_account and not _ACCOUNT.fullmatch(self.operator_account):
+            raise bad_value("--operator-account", self.operator_account, "namespace/name")
+        if self.auth == "auto" and not self.needs_identity and self.host not in _LOOPBACK:
+            raise bad_value(
+                "--host",
+                self.host,
+                "a loopback address; or say --auth none if everybody who reaches the port may write",
+            )
+
+    @property
+    def needs_identity(self) -> bool:
+        """Whether writers must show a token."""
+        if self.auth == "auto":
+            return "KUBERNETES_SERVICE_HOST" in os.environ
+        return self.auth == "kubernetes"
