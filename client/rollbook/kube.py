@@ -124,6 +124,22 @@ class KubeApi:
         if self._http is not None:
             await self._http.close()
 
+    def new_session(self) -> aiohttp.ClientSession:
+        """Open another session with the same trust and identity, for a library that speaks to the API itself.
+
+        Each of its requests shows the token as it is then. Whoever asked for the session closes it.
+        """
+
+        async def show_identity(
+            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            request.headers.update(self._identity())
+            return await handler(request)
+
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._context or True, limit=0), middlewares=(show_identity,)
+        )
+
     async def get(self, path: str, *, accept: str = "application/json", **params: str) -> Any:
         """GET an object or a list.
 

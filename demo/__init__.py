@@ -1,0 +1,1 @@
+"""The demonstration: Rollbook's main job on one machine, with real processes and nothing but Python."""
