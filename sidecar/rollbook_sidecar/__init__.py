@@ -6,7 +6,6 @@ lists, and how they are asked for), :mod:`.drain` and :mod:`.hooks` (leaving wit
 
 What it does not do yet: it keeps no copy of its lists on disk, so after a restart without a registry it knows
 nothing (it says 503, never an empty list); it proxies nothing; it offers the strategies of
-:mod:`rollbook.balance` only; outside Kubernetes it chooses its address once, at the start; it does not start
-new long polls again for callers (they ask again, as HTTP has it); ``GET /services`` lists what it follows
-itself, since the session has no way yet to ask for all names.
+:mod:`rollbook.balance` only; outside Kubernetes it chooses its address once, at the start; it serves no TLS;
+``GET /services`` lists what it follows itself, since the session has no way yet to ask for all names.
 """
