@@ -18,7 +18,6 @@ demo: $(VENV)/.demo ## the main job on this machine: registry, two instances, a 
 	@$(BIN)/python -m demo
 
 test: $(VENV)/.dev ## everything, on a real Kubernetes too (ROLLBOOK_CLUSTER=auto|kind|testbed|kubeconfig|none)
-	@$(BIN)/python -m clusters announce
 	@$(BIN)/pytest tests
 
 test-quick: $(VENV)/.dev ## what needs neither root nor a cluster, in under a minute

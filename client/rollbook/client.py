@@ -117,18 +117,19 @@ class Subscription:
 
     async def changed(self) -> None:
         """Wait for the next change."""
-        self._changed.clear()
         await self._changed.wait()
 
     async def __aiter__(self) -> AsyncIterator[list[Instance]]:
         """Yield the list now, and after each change; changes in between are merged."""
         while True:
-            self._changed.clear()
+            changed = self._changed
             yield self._view.instances
-            await self._changed.wait()
+            await changed.wait()
 
     def _notify(self) -> None:
-        self._changed.set()
+        # Each change has its own event: several who wait do not take it from each other.
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
 
 class Client:
@@ -179,6 +180,8 @@ class Client:
         """Monotonic seconds at which the registry was last heard."""
         self.peer = ""
         """The session URL in use, or last tried."""
+        self.last_error = ""
+        """Why the last attempt to connect failed; empty after one that didn't."""
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -405,18 +408,27 @@ class Client:
                     async with asyncio.timeout(CONNECT_TIMEOUT):
                         ws = await self._connect(http, url)
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                    log.debug("cannot connect to %s: %s", url, str(error) or type(error).__name__)
+                    self.last_error = str(error) or type(error).__name__
+                    log.debug("cannot connect to %s: %s", url, self.last_error)
                 else:
-                    attempt = 0
+                    self.last_error = ""
+                    since = self._clock()
                     async with ws:
                         await self._serve(ws)
+                    if self._clock() - since > BACKOFF_MOST:
+                        # One that is closed again at once is no reason to hurry.
+                        attempt = 0
                 self._urls.append(self._urls.pop(0))
                 most = min(BACKOFF_MOST, BACKOFF_FIRST * 2**attempt)
                 attempt += 1
                 await asyncio.sleep(self._rng.uniform(0, most))
 
     async def _connect(self, http: aiohttp.ClientSession, url: str) -> aiohttp.ClientWebSocketResponse:
-        token = self._token() if self._token else None
+        try:
+            token = self._token() if self._token else None
+        except Exception as error:  # see below
+            # Somebody else's function: whatever it raises, there is no token now, and perhaps there will be.
+            raise ConnectionError(f"there is no token: {error!r}") from error
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return await http.ws_connect(
             url,

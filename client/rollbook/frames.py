@@ -31,7 +31,7 @@ import msgspec
 
 from rollbook.model import Entry, EntryRef, Instance
 from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, InstanceKey
-from rollbook.problems import Problem, ProblemDetails
+from rollbook.problems import Problem, ProblemDetails, from_validation
 
 MSGPACK: Final = "rollbook.v1.msgpack"
 JSON: Final = "rollbook.v1.json"
@@ -246,10 +246,16 @@ class Snapshot(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=Fa
 
 
 class Current(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """The list that the subscriber holds is the list."""
+    """The list that the subscriber holds is the list.
+
+    Attributes:
+        digest: of that list. What was on its way when the subscriber asked may have made it another one
+            since; it then asks again.
+    """
 
     revision: str
     settled: bool
+    digest: str = ""
 
 
 class Delta(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -340,8 +346,8 @@ class Codec:
         """
         try:
             return self._requests.decode(data)  # type: ignore[arg-type]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Problem("bad_frame", str(error), accepted="see docs/api.md, sessions") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
+            raise self._bad(error) from None
 
     def answer(self, data: bytes | str) -> Answer:
         """Read a registry's frame.
@@ -351,5 +357,13 @@ class Codec:
         """
         try:
             return self._answers.decode(data)  # type: ignore[arg-type]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Problem("bad_frame", str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
+            raise self._bad(error) from None
+
+    def _bad(self, error: Exception) -> Problem:
+        if isinstance(error, msgspec.DecodeError):
+            problem = from_validation(error)
+            return Problem("bad_frame", problem.detail, field=problem.field, accepted=problem.accepted)
+        # TypeError: a text frame where the subprotocol says binary ones.
+        accepted = "binary frames of MessagePack" if self.binary else "JSON"
+        return Problem("bad_frame", f"{error}; accepted: {accepted}", field="frame", accepted=accepted)

@@ -194,7 +194,8 @@ def timing_ms(metadata: dict[str, str], key: str, field: str = "metadata") -> in
     text = metadata.get(key)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:10]) <= MAX_TIMING_MS:
+    digits = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_TIMING_MS))
+    if not digits or not 1 <= int(text) <= MAX_TIMING_MS:
         raise bad_value(f"{field}.{key}", text, f"whole milliseconds from 1 to {MAX_TIMING_MS}")
     return int(text)
 
@@ -218,7 +219,7 @@ def check_entry(entry: Entry, field: str = "") -> Entry:
     if not (math.isfinite(entry.weight) and 0 <= entry.weight <= limits.MAX_WEIGHT):
         raise bad_value(f"{field}weight", entry.weight, f"a number from 0 to {limits.MAX_WEIGHT:g}")
     if entry.owner:
-        names.check_id(entry.owner, f"{field}owner")
+        names.check_owner(entry.owner, f"{field}owner")
     if len(entry.instance_id) > names.MAX_ID_LENGTH:
         raise bad_value(f"{field}instance_id", entry.instance_id, f"at most {names.MAX_ID_LENGTH} characters")
     if entry.metadata:
@@ -231,3 +232,18 @@ def check_entry(entry: Entry, field: str = "") -> Entry:
             accepted="true",
         )
     return entry if ip == entry.ip else msgspec.structs.replace(entry, ip=ip)
+
+
+def check_ref(ref: EntryRef, field: str = "") -> EntryRef:
+    """Return the name of an entry with its address in canonical spelling, as :func:`check_entry` stores it.
+
+    Args:
+        ref: what came in.
+        field: a prefix for the names in errors, such as ``down[3].``.
+
+    Raises:
+        Problem: 400 ``bad_value``, naming the field and the accepted form.
+    """
+    ip = names.check_ip(ref.ip, f"{field}ip")
+    names.check_port(ref.port, f"{field}port")
+    return ref if ip == ref.ip else msgspec.structs.replace(ref, ip=ip)

@@ -38,6 +38,7 @@ _CLUSTER = re.compile(r"[0-9A-Za-z-]+")
 _SERVICE = re.compile(r"[^\s/\x00-\x1f\x7f]+")
 _HOSTNAME = re.compile(r"(?!-)[0-9A-Za-z-]{1,63}(?<!-)(?:\.(?!-)[0-9A-Za-z-]{1,63}(?<!-))*")
 _ID = re.compile(r"[0-9A-Za-z._:/#@-]+")
+_OWNER = re.compile(r"[0-9A-Za-z._-]+")
 
 
 class ServiceKey(NamedTuple):
@@ -80,8 +81,11 @@ def check_service(value: str, field: str = "service") -> str:
     Raises:
         Problem: 400 ``bad_value``.
     """
-    if len(value) > MAX_NAME_LENGTH or "@@" in value or not _SERVICE.fullmatch(value):
-        raise bad_value(field, value, f"1 to {MAX_NAME_LENGTH} characters without spaces, '/' and '@@'")
+    # A path of dots is taken away by whoever normalises a URL.
+    if len(value) > MAX_NAME_LENGTH or "@@" in value or value in {".", ".."} or not _SERVICE.fullmatch(value):
+        raise bad_value(
+            field, value, f"1 to {MAX_NAME_LENGTH} characters without spaces, '/' and '@@', not '.' or '..'"
+        )
     return value
 
 
@@ -103,7 +107,7 @@ def check_ip(value: str, field: str = "ip") -> str:
         Problem: 400 ``bad_value``.
     """
     try:
-        return str(ipaddress.ip_address(value))
+        address = ipaddress.ip_address(value)
     except ValueError:
         # All digits and dots is a mistyped IPv4 address, never a host name (RFC 1123, section 2.1).
         if (
@@ -113,6 +117,10 @@ def check_ip(value: str, field: str = "ip") -> str:
         ):
             return value.lower()
         raise bad_value(field, value, "an IPv4 or IPv6 address, or a host name") from None
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        # A zone (fe80::1%eth0) means something on one host only.
+        raise bad_value(field, value, "an address without a zone")
+    return str(address)
 
 
 def check_port(value: int, field: str = "port") -> int:
@@ -137,6 +145,17 @@ def check_id(value: str, field: str) -> str:
     return value
 
 
+def check_owner(value: str, field: str = "owner") -> str:
+    """Return an owner's UID if it is acceptable; it is a part of instance keys.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if len(value) > MAX_ID_LENGTH or not _OWNER.fullmatch(value):
+        raise bad_value(field, value, f"1 to {MAX_ID_LENGTH} of letters, digits and ._-")
+    return value
+
+
 def service_key(name: str, *, namespace: str = DEFAULT_NAMESPACE, group: str = DEFAULT_GROUP) -> ServiceKey:
     """Make a checked :class:`ServiceKey`.
 
@@ -153,8 +172,8 @@ def instance_key(*, ip: str, port: int, cluster: str, owner: str = "") -> Instan
 
 
 _KEY = re.compile(
-    r"(?P<ip>\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(?P<port>\d{1,5})"
-    r"(?::(?P<cluster>[0-9A-Za-z-]+))?(?::(?P<owner>[0-9A-Za-z._-]+))?(?:~[0-9a-f]+)?"
+    r"(?P<ip>\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(?P<port>[0-9]{1,5})"
+    r"(?::(?P<cluster>[0-9A-Za-z-]+)(?::(?P<owner>[0-9A-Za-z._-]+))?)?(?:~[0-9a-f]+)?"
 )
 
 

@@ -81,13 +81,20 @@ class Ended(NamedTuple):
     term: int
 
 
+class NotListed(NamedTuple):
+    """The registry will not let this service be followed (a limit, or a name that it does not take)."""
+
+    service: ServiceKey
+    problem: Problem
+
+
 class Rebooted(NamedTuple):
     """The registry is another one, or another life of the same."""
 
     boot: str
 
 
-Event = ListChanged | Answered | Confirmed | Rejected | LeaseRefused | Ended | Rebooted
+Event = ListChanged | NotListed | Answered | Confirmed | Rejected | LeaseRefused | Ended | Rebooted
 
 
 class _Offer(NamedTuple):
@@ -110,7 +117,11 @@ class _SyncTold(NamedTuple):
     pass
 
 
-_Pending = _Offer | _Withdrawal | _PodsClosed | _PodsFenced | _SyncTold | None
+class _Question(NamedTuple):
+    service: ServiceKey
+
+
+_Pending = _Offer | _Withdrawal | _PodsClosed | _PodsFenced | _SyncTold | _Question | None
 
 
 class Session:
@@ -143,6 +154,7 @@ class Session:
         self._closed: dict[str, bool] = {}
         self._fenced: dict[str, tuple[frames.GonePod, bool]] = {}
         self._pending: dict[int, _Pending] = {}
+        self._questions: dict[ServiceKey, int] = {}
         self._next_id = 0
         self._frames: list[frames.Request] = []
         self._events: list[Event] = []
@@ -150,6 +162,7 @@ class Session:
         self._last_beat = 0.0
         self._ping_sent: float | None = None
         self._synced_wanted = False
+        self._is_synced = False
 
     # --- wishes ----------------------------------------------------------------------------------------
 
@@ -230,7 +243,7 @@ class Session:
 
     def synced(self) -> None:
         """Operator: all that is known has been put; older operators' entries may go once it has arrived."""
-        self._synced_wanted = True
+        self._synced_wanted = self._is_synced = True
         self._work()
 
     def barrier(self, services: Iterable[ServiceKey], timeout: float) -> int:
@@ -264,6 +277,7 @@ class Session:
         """The connection is gone; what was asked and not answered is asked again next time."""
         self._connected = self.attached = self._attaching = False
         self._frames.clear()
+        self._questions.clear()
         pending, self._pending = self._pending, {}
         for id_, what in pending.items():
             match what:
@@ -302,10 +316,9 @@ class Session:
                     self.attached = False
                     self._attach()
             case frames.Settled():
+                # Told even where nobody was only held: that the list is settled is news to those who wait.
                 for service, view in self.views.items():
-                    change = view.settle()
-                    if change:
-                        self._events.append(ListChanged(service, change, 0.0))
+                    self._events.append(ListChanged(service, view.settle(), 0.0))
             case frames.Goodbye():
                 self.dead = True
             case frames.Pong():
@@ -375,7 +388,7 @@ class Session:
             self.boot = frame.boot
             self._closed = dict.fromkeys(self._closed, False)
             self._fenced = {uid: (pod, False) for uid, (pod, _) in self._fenced.items()}
-            if self.kind == "operator" and self.entries:
+            if self._is_synced:
                 self._synced_wanted = True
         # Offering everything again costs one frame and needs no reasoning about what arrived before.
         self._confirmed.clear()
@@ -386,17 +399,20 @@ class Session:
         self._last_beat = now
         self._frames.append(frames.Beat(term=self.term, down=sorted(self._down, key=repr)))
 
-    def _ask(self, view: View) -> None:
+    def _ask(self, view: View, *, afresh: bool = False) -> None:
+        """Subscribe, saying what is held already unless the whole list is wanted."""
         namespace, group, name = view.service
-        self._next_id += 1
+        held = view.known and not afresh
+        self._pending.pop(self._questions.pop(view.service, 0), None)
+        id_ = self._questions[view.service] = self._id(_Question(view.service))
         self._frames.append(
             frames.Subscribe(
-                id=self._next_id,
+                id=id_,
                 namespace=namespace,
                 group=group,
                 service=name,
-                revision=view.revision,
-                digest=view.digest if view.known else "",
+                revision=view.revision if held else "",
+                digest=view.digest if held else "",
             )
         )
 
@@ -430,7 +446,9 @@ class Session:
             for pod in gone:
                 self._fenced[pod.uid] = (pod, True)
             self._frames.append(frames.Fence(id=self._id(_PodsFenced(tuple(p.uid for p in gone))), pods=gone))
-        if self._synced_wanted:
+        offered = any(isinstance(p, _Offer) for p in self._pending.values())
+        if self._synced_wanted and not offered:
+            # A refused frame is offered again entry by entry: the list is complete when nothing is out.
             self._synced_wanted = False
             self._frames.append(frames.Synced(id=self._id(_SyncTold())))
 
@@ -446,7 +464,7 @@ class Session:
                 self._events.append(Answered(frame.id, frame, None))
             case _:
                 pass
-        if self._withdraw:
+        if self._withdraw or self._synced_wanted:
             self._work()
 
     def _on_refused(self, frame: frames.Refused) -> None:
@@ -454,6 +472,7 @@ class Session:
         match self._pending.pop(frame.id, _Withdrawal(())):
             case _Offer((ref,)):
                 self._events.append(Rejected(ref, problem))
+                self._work()
             case _Offer(refs):
                 # All or nothing: offer each by itself, so that only the bad one stays out.
                 again = [r for r in refs if r in self.entries]
@@ -462,6 +481,8 @@ class Session:
                 self._work()
             case None:
                 self._events.append(Answered(frame.id, None, problem))
+            case _Question(service):
+                self._events.append(NotListed(service, problem))
             case _ if frame.id == 0:
                 self._attaching = False
                 self._events.append(LeaseRefused(problem))
@@ -469,11 +490,11 @@ class Session:
                 self._events.append(Answered(frame.id, None, problem))
 
     def _list_frame(self, frame: frames.Delta | frames.Snapshot | frames.Current) -> None:
-
         service = ServiceKey(frame.namespace, frame.group, frame.service)
         view = self.views.get(service)
         if view is None:
             return
+        self._pending.pop(self._questions.pop(service, 0), None)
         at = 0.0
         try:
             if isinstance(frame, frames.Delta):
@@ -484,11 +505,7 @@ class Session:
             else:
                 change = view.current(frame)
         except OutOfStep:
-            namespace, group, name = service
-            self._next_id += 1
-            self._frames.append(
-                frames.Subscribe(id=self._next_id, namespace=namespace, group=group, service=name)
-            )
+            self._ask(view, afresh=True)
             return
         self._frames.append(
             frames.Ack(

@@ -175,7 +175,7 @@ def command(
                 raise click.UsageError(problem.detail) from None
             run(chosen)
 
-        for item in reversed(declared(settings)):
+        for item in declared(settings):
             shown = item.default not in {..., None, ""} and item.default != ()
             text = item.meta.help + (f" Danger: {item.meta.danger}" if item.meta.danger else "")
             given: dict[str, Any] = {} if item.default is ... else {"default": item.default}

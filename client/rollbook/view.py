@@ -80,7 +80,13 @@ class View:
         return self._difference(before)
 
     def current(self, frame: Current) -> Change:
-        """Learn that the registry has the very list that is held here."""
+        """Learn that the registry has the very list that is held here.
+
+        Raises:
+            OutOfStep: a change that was on its way at the time has made it another list.
+        """
+        if frame.digest and frame.digest != self.digest:
+            raise OutOfStep(f"current is {frame.digest}, held {self.digest}")
         self.revision = frame.revision
         return self.settle() if frame.settled else Change([], [])
 
@@ -88,28 +94,31 @@ class View:
         """Apply a change.
 
         Raises:
-            OutOfStep: it does not apply to this revision, or the digests differ afterwards.
+            OutOfStep: it does not apply to this revision, or would lead to another digest. Nothing changed.
         """
         if frame.base != self.revision:
             raise OutOfStep(f"delta on {frame.base}, held {self.revision}")
+        after = self._digest
+        for key in {*(i.key for i in frame.put), *frame.drop}:
+            old = self._book.get(key)
+            if old is not None:
+                after ^= instance_digest(old)
+        for instance in frame.put:
+            after ^= instance_digest(instance)
+        if spell(after) != frame.digest:
+            raise OutOfStep(f"digest {spell(after)} at {frame.revision}, the registry's is {frame.digest}")
         dropped = []
         for instance in frame.put:
-            old = self._book.get(instance.key)
-            if old is not None:
-                self._digest ^= instance_digest(old)
             self._book[instance.key] = instance
-            self._digest ^= instance_digest(instance)
-            if self._held.pop(instance.key, None) is None:
-                dropped += self._drop_superseded_by(instance)
+            self._held.pop(instance.key, None)
+            dropped += self._drop_superseded_by(instance)
         for key in frame.drop:
-            old = self._book.pop(key, None)
-            if old is not None:
-                self._digest ^= instance_digest(old)
-            if old is not None or self._held.pop(key, None) is not None:
+            listed = self._book.pop(key, None)
+            held = self._held.pop(key, None)
+            if listed is not None or held is not None:
                 dropped.append(key)
+        self._digest = after
         self.revision = frame.revision
-        if self.digest != frame.digest:
-            raise OutOfStep(f"digest {self.digest} after {frame.revision}, the registry's is {frame.digest}")
         return Change(frame.put, dropped)
 
     def settle(self) -> Change:

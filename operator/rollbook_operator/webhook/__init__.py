@@ -1,0 +1,1 @@
+"""The webhook: it puts a sidecar beside annotated pods as they are created. A process of its own."""
