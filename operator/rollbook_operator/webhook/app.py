@@ -96,7 +96,7 @@ class Webhook:
             health.serving(probes, port=chosen.health_port, host=self._host) as self.health_port,
             # Until the keeper has a certificate, connections are refused by the handshake.
             health.serving(
-                app, port=chosen.webhook_port, host=self._host, ssl_context=self.keeper.context
+                app, port=chosen.https_port, host=self._host, ssl_context=self.keeper.context
             ) as self.port,
         ):
             self.serving = True

@@ -36,7 +36,7 @@ class WebhookSettings:
         "", 'Requests and limits of the sidecar, as JSON: {"requests": {"memory": "48Mi"}}.'
     )
     audience: str = setting("rollbook", "Audience of the token that a sidecar shows to the registry.")
-    webhook_port: int = setting(9443, "Port of /mutate; 0 takes a free one.", minimum=0, maximum=MAX_PORT)
+    https_port: int = setting(9443, "Port of /mutate; 0 takes a free one.", minimum=0, maximum=MAX_PORT)
     health_port: int = setting(
         8081, "Port of /healthz, /readyz and /metrics; 0 takes a free one.", minimum=0, maximum=MAX_PORT
     )

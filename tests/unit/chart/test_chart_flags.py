@@ -16,8 +16,8 @@ VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 
 PARTS = {
     "registry-statefulset.yaml": ("rollbook_registry.settings", "RegistrySettings"),
-    "operator-deployment.yaml": ("rollbook_operator.settings", "Settings"),
-    "webhook-deployment.yaml": ("rollbook_operator.webhook.settings", "Settings"),
+    "operator-deployment.yaml": ("rollbook_operator.settings", "OperatorSettings"),
+    "webhook-deployment.yaml": ("rollbook_operator.webhook.settings", "WebhookSettings"),
 }
 
 

@@ -57,7 +57,7 @@ async def running(kube, calendar):
         sidecar_image="sidecar:dev",
         sidecar_registry="rollbook:7848",
         pod_namespace="rollbook",
-        webhook_port=0,
+        https_port=0,
         health_port=0,
     )
     webhook = Webhook(chosen, kube, host="127.0.0.1", now=calendar, rng=random.Random(1))
