@@ -61,7 +61,9 @@ class Entry(
         instance_id: a name for people; an attribute, not the key.
         owner: the UID of its pod, if there is one.
         ready: what Kubernetes says; only the operator speaks for it. ``None``: nobody has said.
-        alive: what the publisher's own check of the application says.
+        probed: the operator's word that a readiness probe of the application stands behind ``ready``.
+        alive: what the publisher's own check of the application says; ``None``: it has not succeeded yet
+            since the publisher started. Then a probed readiness counts, and nothing else.
         beats_required: the operator's word that this pod has a sidecar, so that only beats keep it.
         ephemeral: lives by beats (true), or stays until deregistered (false, from step 2 on).
     """
@@ -78,7 +80,8 @@ class Entry(
     instance_id: str = ""
     owner: str = ""
     ready: bool | None = None
-    alive: bool = True
+    probed: bool = False
+    alive: bool | None = True
     beats_required: bool = False
     ephemeral: bool = True
 

@@ -171,7 +171,7 @@ class Session:
         for entry in entries:
             ref = entry.ref
             self.entries[ref] = entry
-            if not entry.alive:
+            if entry.alive is not True:
                 self._down.add(ref)
             self._withdraw.pop(ref, None)
             self._confirmed.discard(ref)
@@ -196,6 +196,9 @@ class Session:
         """Say which entries' applications do not work; a difference is told at once, by a beat."""
         wanted = {ref for ref in down if ref in self.entries}
         if wanted != self._down:
+            # Kept in the entries too, so that whoever hears of them afresh hears the last verdict.
+            for ref in wanted ^ self._down:
+                self.entries[ref] = msgspec.structs.replace(self.entries[ref], alive=ref not in wanted)
             self._down = wanted
             if self.attached:
                 self._beat(now)
@@ -429,8 +432,7 @@ class Session:
         chunks: list[tuple[EntryRef, ...]] = [(r,) for r in singly]
         chunks += [tuple(together[n : n + BATCH]) for n in range(0, len(together), BATCH)]
         for refs in chunks:
-            # A beat may have told more about the application than the entry did when it was put.
-            entries = [msgspec.structs.replace(self.entries[r], alive=r not in self._down) for r in refs]
+            entries = [self.entries[r] for r in refs]
             self._frames.append(frames.Register(id=self._id(_Offer(refs)), entries=entries))
         if self._withdraw:
             leaving = tuple(self._withdraw)[:MAX_ENTRIES_PER_FRAME]

@@ -15,7 +15,7 @@ from rollbook_operator import annotations as marks
 from rollbook_operator.annotations import AnnotationProblem, Wishes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 SIDECAR: Final = "rollbook-sidecar"
 """The name of the init container that the webhook injects."""
@@ -158,6 +158,7 @@ def make_entries(
     owner: str,
     ready: bool,
     beaten: frozenset[int],
+    probed: Callable[[int], bool],
 ) -> tuple[Entry, ...]:
     """Make the entries that a pod wishes for, one for each port.
 
@@ -170,6 +171,7 @@ def make_entries(
         owner: its UID.
         ready: what Kubernetes says.
         beaten: the ports for which a sidecar answers the roll.
+        probed: whether a readiness probe stands behind a port.
 
     Raises:
         Problem: 400 ``bad_value``.
@@ -198,10 +200,18 @@ def make_entries(
             instance_id=instance_id[: names.MAX_ID_LENGTH],
             owner=owner,
             ready=ready,
+            probed=probed(port.number),
             beats_required=port.number in beaten,
         )
         result.append(check_entry(entry))
     return tuple(result)
+
+
+def is_probed(pod: Mapping[str, Any], port: int) -> bool:
+    """Say whether the container that declares a port has a readiness probe; any one, if none declares it."""
+    containers = (pod.get("spec") or {}).get("containers") or []
+    declaring = [c for c in containers if any(p.get("containerPort") == port for p in c.get("ports") or [])]
+    return any(c.get("readinessProbe") for c in declaring or containers)
 
 
 def _entries(pod: Mapping[str, Any], wishes: Wishes, *, zone: str, ips: tuple[str, ...]) -> tuple[Entry, ...]:
@@ -217,6 +227,7 @@ def _entries(pod: Mapping[str, Any], wishes: Wishes, *, zone: str, ips: tuple[st
         owner=metadata["uid"],
         ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions),
         beaten=beaten,
+        probed=lambda port: is_probed(pod, port),
     )
 
 

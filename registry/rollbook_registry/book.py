@@ -71,7 +71,8 @@ class Book:
         self.metrics.registry.register(BookCollector(self))
         self._clock = clock
         self._started = clock()
-        self._attentive = AttentiveClock(self._started)
+        # Some ticks may be late without harm; a gap that is longer was a stall.
+        self._attentive = AttentiveClock(self._started, max_step=max(1.0, 4 * settings.expiry_tick))
         self._wheel: Wheel[LeaseId] = Wheel(self._started, tick=settings.expiry_tick)
         self._swept = self._started
         self._deferred: deque[Callable[[Catalog, float], object]] = deque()

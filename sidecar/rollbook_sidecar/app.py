@@ -195,6 +195,7 @@ class Sidecar:
                 log.warning(
                     "registry_unreachable",
                     registry=list(self.settings.registry),
+                    reason=self.client.last_error,
                     then="trying on, and answering from memory",
                 )
                 await self.client.wait_connected()

@@ -70,7 +70,7 @@ def entries(settings: Settings, *, ip: str, host: str, field: str = "") -> tuple
             metadata={**pairs, PORT_NAME_KEY: name} if name else pairs,
             instance_id=instance_id,
             owner=settings.owner,
-            alive=unchecked,
+            alive=True if unchecked else None,
         )
         made.append(check_entry(entry, field))
     return tuple(made)

@@ -128,6 +128,7 @@ def together(wishes: Wishes) -> list[AnnotationProblem]:
             owner="owner",
             ready=False,
             beaten=frozenset(),
+            probed=lambda _: False,
         )
     except Problem as problem:
         return [blame(problem)]

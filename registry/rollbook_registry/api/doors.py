@@ -119,7 +119,8 @@ def whole_number(values: dict[str, str], name: str, default: int, *, low: int, h
     text = values.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit()) or not low <= int(text[:12]) <= high:
+    digits = text.isascii() and text.isdigit() and len(text) <= len(str(high))
+    if not digits or not low <= int(text) <= high:
         raise bad_value(name, text, f"a whole number from {low} to {high}")
     return int(text)
 

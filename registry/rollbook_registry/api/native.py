@@ -24,7 +24,7 @@ from rollbook.problems import Problem, bad_value
 from rollbook.settings import parse_duration
 from rollbook_registry.api.doors import body, identity, json_response, query, truth, whole_number
 from rollbook_registry.auth import Role, policy
-from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
 
 if TYPE_CHECKING:
     from rollbook_registry.book import Book
@@ -80,7 +80,8 @@ class Stored(msgspec.Struct, kw_only=True):
 
 def http_lease(ip: str, port: int) -> LeaseId:
     """Return the lease of the plain HTTP client at an address."""
-    return LeaseId(f"http/[{ip}]:{port}" if ":" in ip else f"http/{ip}:{port}")
+    host = f"[{ip}]" if ":" in ip else ip
+    return LeaseId(f"{HTTP_LEASES}{host}:{port}")
 
 
 def _service(request: web.Request, values: dict[str, str]) -> ServiceKey:
@@ -220,9 +221,10 @@ class Native:
         policy.may_enter(who, [entry], operator=False)
         lease = http_lease(entry.ip, entry.port)
         term = self._book.apply(lambda c, now: c.register_http(lease, entry, term=0, now=now))
-        shown = self._book.catalog.instance(entry.ref)
+        shown = self._book.catalog.instance(entry.ref, lease)
         if shown is None:
-            # The book has it, but shows what its pod's operator says instead.
+            # What is refused must not come up when the operator has gone.
+            self._book.apply(lambda c, now: c.deregister(lease, [entry.ref], now))
             raise Problem("forbidden", "the operator speaks for this pod, and does not name this instance")
         return json_response(Stored(instance=shown, term=term), status=201)
 
@@ -277,10 +279,10 @@ class Native:
         }
         entry = check_entry(msgspec.structs.replace(held.entry, alive=not held.down, **new))
         self._book.apply(lambda c, now: c.register(lease_id, [entry], now))
-        shown = self._book.catalog.instance(ref)
+        shown = self._book.catalog.instance(ref, lease_id)
         if shown is None:
             raise Problem("forbidden", "the operator speaks for this pod, and does not name this instance")
-        return json_response(Stored(instance=shown, term=lease.term))
+        return json_response(Stored(instance=shown, term=held.term))
 
     async def deregister(self, request: web.Request) -> web.Response:
         """Take an instance out of the book."""
@@ -297,7 +299,7 @@ class Native:
 def _register_unknown(catalog: Catalog, lease: LeaseId, entry: Entry, now: float) -> None:
     """Register what a full beat carried, unless it has ended or been registered in the meantime."""
     known = catalog.lease(lease)
-    if catalog.ended(lease) is None and (known is None or entry.ref not in known.entries):
+    if not catalog.has_ended(lease, entry.ref) and (known is None or entry.ref not in known.entries):
         catalog.register_http(lease, entry, term=0, now=now)
 
 

@@ -16,12 +16,12 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from rollbook import frames
 from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES
-from rollbook.model import check_entry
-from rollbook.names import LeaseId, ServiceKey, check_id, service_key
+from rollbook.model import check_entry, check_ref
+from rollbook.names import LeaseId, ServiceKey, check_id, check_ip, service_key
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api.doors import identity
 from rollbook_registry.auth import Role, policy
-from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
 from rollbook_registry.push import Subscriber
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ MAX_ANSWERS: Final = 1000
 
 MAX_BARRIER: Final = 60.0
 """Seconds that a barrier may be asked to wait."""
+
+MAX_TERM: Final = 2**53
+"""Terms are whole numbers that every language's JSON can carry."""
 
 CLOSE_TOKEN_EXPIRED: Final = 4001
 CLOSE_IDLE: Final = 4002
@@ -104,20 +107,24 @@ class Session:
         self._answers: list[frames.Answer] = []
         self._lease: LeaseId | None = None
         self._operator = False
+        self._epoch = 0
         self._barriers: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Carry frames until the connection ends."""
+        reader = asyncio.create_task(self._read(), name="session-read")
         writer = asyncio.create_task(self._write(), name="session-write")
         try:
-            await self._read()
-        except TimeoutError:
-            await self._close(CLOSE_IDLE, "idle")
+            # Whichever ends first ends the session: neither is of use without the other.
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
-            for barrier in self._barriers:
-                barrier.cancel()
-            await asyncio.gather(writer, *self._barriers, return_exceptions=True)
+            tasks = [reader, writer, *self._barriers]
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+                    log.error("session_failed", who=self._who.name, exc_info=outcome)
             self._book.outlet.leave(self._subscriber)
             lease = self._lease
             if lease is not None:
@@ -141,7 +148,13 @@ class Session:
 
     async def _read(self) -> None:
         while True:
-            message = await self._socket.receive(timeout=self._patience())
+            try:
+                message = await self._socket.receive(timeout=self._patience())
+            except TimeoutError:
+                expired = self._who.expires and time.time() >= self._who.expires
+                code, why = (CLOSE_TOKEN_EXPIRED, "token expired") if expired else (CLOSE_IDLE, "idle")
+                await self._close(code, why)
+                return
             if message.type not in {WSMsgType.BINARY, WSMsgType.TEXT}:
                 return
             if self._who.expires and time.time() >= self._who.expires:
@@ -210,7 +223,7 @@ class Session:
             case frames.Deregister():
                 self._deregister(frame)
             case frames.Release():
-                lease = self._attached()
+                lease = self._held()
                 self._book.apply(lambda c, now: c.release(lease, now))
                 self.answer(frames.Done(id=frame.id))
             case frames.Barrier():
@@ -224,10 +237,9 @@ class Session:
                 self.answer(frames.Done(id=frame.id))
             case frames.Fence():
                 self._operate("fence pods")
-                for n, pod in enumerate(frame.pods):
-                    check_id(pod.uid, f"pods[{n}].uid")
-                self._book.apply(lambda c, now: c.fence_pods(frame.pods, now))
-                self._book.metrics.fenced.inc(len(frame.pods))
+                pods = [_gone(pod, f"pods[{n}].") for n, pod in enumerate(frame.pods)]
+                self._book.apply(lambda c, now: c.fence_pods(pods, now))
+                self._book.metrics.fenced.inc(len(pods))
                 self.answer(frames.Done(id=frame.id))
             case frames.Synced():
                 lease = self._operate("say that the list is complete")
@@ -239,6 +251,17 @@ class Session:
             raise Problem("bad_frame", "the session has no lease", field="type", accepted="attach first")
         return self._lease
 
+    def _held(self) -> LeaseId:
+        """Return the lease that this session may write to.
+
+        What a broken connection still carries must not be taken after the client has come back by another.
+        """
+        id_ = self._attached()
+        lease = self._book.catalog.lease(id_)
+        if lease is not None and lease.holder is not self:
+            raise Problem("lease_ended", f"lease {id_} was taken up by another session")
+        return id_
+
     def _operate(self, what: str) -> LeaseId:
         policy.may_operate(self._who, what)
         lease = self._attached()
@@ -246,6 +269,7 @@ class Session:
             raise Problem(
                 "forbidden", f"to {what}, attach with kind operator", field="kind", accepted="operator"
             )
+        self._book.catalog.check_epoch(self._epoch)
         return lease
 
     def _attach(self, frame: frames.Attach) -> None:
@@ -254,13 +278,13 @@ class Session:
         if operator:
             policy.may_operate(self._who, "attach as an operator")
         lease = LeaseId(check_id(frame.lease, "lease"))
-        if frame.term < 0:
-            raise bad_value("term", frame.term, "0 or more")
+        if not 0 <= frame.term <= MAX_TERM:
+            raise bad_value("term", frame.term, f"a whole number from 0 to {MAX_TERM}")
         if self._lease not in {None, lease}:
             raise bad_value("lease", lease, f"{self._lease}: a session has one lease")
         known = self._book.catalog.lease(lease)
-        if known is not None and known.kind is Kind.HTTP:
-            raise bad_value("lease", lease, "an id made at random")
+        if lease.startswith(HTTP_LEASES):
+            raise bad_value("lease", lease, f"an id made at random, not {HTTP_LEASES}...")
         if known is not None and known.owner:
             policy.may_speak_for(self._who, known.owner)
         if self._who.role is Role.POD:
@@ -278,6 +302,7 @@ class Session:
         )
         self._lease = lease
         self._operator = operator
+        self._epoch = frame.epoch
         settings = self._book.settings
         self.answer(
             frames.Attached(
@@ -292,7 +317,7 @@ class Session:
         )
 
     def _register(self, frame: frames.Register) -> None:
-        lease = self._attached()
+        lease = self._held()
         entries = self._check(frame.entries)
         held = self._book.catalog.lease(lease)
         limit = self._book.settings.max_entries
@@ -302,19 +327,19 @@ class Session:
         self.answer(frames.Done(id=frame.id, term=term))
 
     def _deregister(self, frame: frames.Deregister) -> None:
-        lease = self._attached()
+        lease = self._held()
         _count(frame.entries)
-        self._book.apply(lambda c, now: c.deregister(lease, frame.entries, now))
+        refs = [check_ref(ref, f"entries[{n}].") for n, ref in enumerate(frame.entries)]
+        self._book.apply(lambda c, now: c.deregister(lease, refs, now))
         self.answer(frames.Done(id=frame.id))
 
     def _beat(self, frame: frames.Beat) -> None:
         lease = self._attached()
         _count(frame.down)
+        down = frozenset(check_ref(ref, f"down[{n}].") for n, ref in enumerate(frame.down))
         carried = self._check(frame.entries) if frame.entries else []
         try:
-            self._book.apply(
-                lambda c, now: c.beat(lease, term=frame.term, down=frozenset(frame.down), now=now)
-            )
+            self._book.apply(lambda c, now: c.beat(lease, term=frame.term, down=down, now=now))
         except Problem as problem:
             if problem.code == "lease_ended":
                 self._book.metrics.beats.labels("session", "ended").inc()
@@ -374,6 +399,11 @@ class Session:
 
 def _key(frame: frames.ServiceFrame) -> ServiceKey:
     return service_key(frame.service, namespace=frame.namespace, group=frame.group)
+
+
+def _gone(pod: frames.GonePod, field: str) -> frames.GonePod:
+    uid = check_id(pod.uid, f"{field}uid")
+    return frames.GonePod(uid=uid, ips=[check_ip(ip, f"{field}ips[{n}]") for n, ip in enumerate(pod.ips)])
 
 
 def _count(items: Iterable[Entry] | Iterable[EntryRef]) -> None:

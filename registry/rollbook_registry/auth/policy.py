@@ -82,8 +82,13 @@ def may_enter(who: Identity, entries: Iterable[Entry], *, operator: bool) -> Non
     """
     for n, entry in enumerate(entries):
         may_speak_for(who, entry.owner)
-        if not operator and (entry.ready is not None or entry.beats_required):
-            field = "ready" if entry.ready is not None else "beats_required"
+        said = {
+            "ready": entry.ready is not None,
+            "beats_required": entry.beats_required,
+            "probed": entry.probed,
+        }
+        if not operator and any(said.values()):
+            field = next(name for name, is_said in said.items() if is_said)
             raise Problem(
                 "forbidden",
                 f"entries[{n}].{field} is set, which only an operator's lease may say",

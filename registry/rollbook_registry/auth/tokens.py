@@ -112,7 +112,7 @@ class Verifier:
                 self._read_at = self._wall()
                 try:
                     await self._read_keys()
-                except (KubeError, aiohttp.ClientError, OSError, KeyError, TimeoutError) as error:
+                except (KubeError, aiohttp.ClientError, OSError, LookupError, ValueError) as error:
                     log.warning("keys_unreadable", error=str(error), effect="asking TokenReview instead")
         return self._keys.get(kid)
 
@@ -120,7 +120,13 @@ class Verifier:
         discovery = await self._api.get("/.well-known/openid-configuration")
         keys = await self._api.get("/openid/v1/jwks", accept="application/jwk-set+json, application/json")
         self._issuer = discovery["issuer"]
-        self._keys = {k["kid"]: jwt.PyJWK(k) for k in keys["keys"]}
+        usable = {}
+        for key in keys["keys"]:
+            try:
+                usable[key["kid"]] = jwt.PyJWK(key)
+            except jwt.PyJWTError as error:
+                log.warning("key_unusable", kid=key["kid"], error=str(error))
+        self._keys = usable
         log.info("keys_read", issuer=self._issuer, keys=len(self._keys))
 
     async def _review(self, token: str) -> Identity:

@@ -21,7 +21,7 @@ from rollbook_registry.catalog.events import (
     ServiceChanged,
 )
 from rollbook_registry.catalog.leases import Held, Kind, Lease
-from rollbook_registry.catalog.merge import Visible, merge_endpoint, merge_pod
+from rollbook_registry.catalog.merge import Visible, marked, merge_endpoint, merge_pod
 from rollbook_registry.catalog.pods import Pods
 from rollbook_registry.catalog.services import Service, Services
 
@@ -99,6 +99,8 @@ class Catalog:
         self.pods = Pods()
         self._leases: dict[LeaseId, Lease] = {}
         self._ended: dict[LeaseId, _Ended] = {}
+        self._removed: dict[tuple[LeaseId, EntryRef], float] = {}
+        """Of plain HTTP clients, who beat each instance by itself: what has ended while the lease goes on."""
         self._groups: dict[_GroupKey, _Group] = {}
         self._at_address: dict[str, set[_GroupKey]] = {}
         self._touched: dict[_GroupKey, None] = {}
@@ -128,13 +130,33 @@ class Catalog:
         """How many leases there are."""
         return len(self._leases)
 
-    def instance(self, ref: EntryRef) -> Instance | None:
-        """Return what the book shows for an entry."""
-        service = self.services.get(ref.service_key)
-        if service is None:
+    def instance(self, ref: EntryRef, id_: LeaseId) -> Instance | None:
+        """Return what the book shows for a lease's entry; of a pod, its operator may show another cluster."""
+        group = self._groups.get(_group_key(ref))
+        if group is None:
             return None
-        key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
-        return service.instances.get(key)
+        key = marked(instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster), id_)
+        apart = group.visible.get((ref.service_key, key))
+        if apart is not None:
+            return apart
+        for (service, _), instance in group.visible.items():
+            if (service, instance.ip, instance.port) == (ref.service_key, ref.ip, ref.port):
+                return instance
+        return None
+
+    def check_epoch(self, epoch: int) -> None:
+        """Refuse an operator whom another one has replaced.
+
+        Raises:
+            Problem: 409 ``epoch_superseded``.
+        """
+        if epoch < self._epoch:
+            raise Problem(
+                "epoch_superseded",
+                f"epoch is {epoch}, but an operator with epoch {self._epoch} has taken over",
+                field="epoch",
+                accepted=f"at least {self._epoch}",
+            )
 
     # --- leases ----------------------------------------------------------------------------------------
 
@@ -148,15 +170,10 @@ class Catalog:
                 of another kind.
         """
         if kind is Kind.OPERATOR:
-            if epoch < self._epoch:
-                raise Problem(
-                    "epoch_superseded",
-                    f"epoch is {epoch}, but an operator with epoch {self._epoch} has taken over",
-                    field="epoch",
-                    accepted=f"at least {self._epoch}",
-                )
-            self._epoch = epoch
+            self.check_epoch(epoch)
         lease = self._open(id_, kind=kind, term=term, epoch=epoch, now=now)
+        if kind is Kind.OPERATOR:
+            self._epoch = epoch
         resumed = bool(lease.entries)
         lease.holder = holder
         lease.epoch = epoch
@@ -195,7 +212,8 @@ class Catalog:
             The lease's term.
 
         Raises:
-            Problem: 409 ``lease_ended``; 410 for a closed or fenced pod. Nothing was changed.
+            Problem: 409 ``lease_ended``, or ``epoch_superseded`` for an operator that another one has
+                replaced; 410 for a closed or fenced pod. Nothing was changed.
         """
         lease = self._live(id_)
         entries = list(entries)
@@ -204,7 +222,8 @@ class Catalog:
                 self.pods.check(entry.owner)
         for entry in entries:
             self._hold(lease, entry, now)
-        self._heard(lease, now)
+        if lease.kind is not Kind.HTTP:
+            self._heard(lease, now)
         self._watch(lease)
         self._flush(now)
         return lease.term
@@ -221,7 +240,7 @@ class Catalog:
         if entry.owner:
             self.pods.check(entry.owner)
         lease = self._open(id_, kind=Kind.HTTP, term=term, epoch=0, now=now)
-        self._hold(lease, entry, now)
+        self._hold(lease, entry, now).term = lease.term
         self._watch(lease)
         self._flush(now)
         return lease.term
@@ -234,7 +253,7 @@ class Catalog:
         for ref in refs:
             held = lease.entries.get(ref)
             if held is not None:
-                self._let_go(lease, held, Reason.DEREGISTERED)
+                self._let_go(lease, held, Reason.DEREGISTERED, now)
         if not lease.entries and lease.holder is None:
             self._forget_lease(lease, Reason.DEREGISTERED, now)
         self._flush(now)
@@ -256,7 +275,7 @@ class Catalog:
         ]
         for lease_id, held in found:
             lease = self._leases[lease_id]
-            self._let_go(lease, held, Reason.DEREGISTERED)
+            self._let_go(lease, held, Reason.DEREGISTERED, now)
             if not lease.entries and lease.holder is None:
                 self._forget_lease(lease, Reason.DEREGISTERED, now)
         self._flush(now)
@@ -297,14 +316,15 @@ class Catalog:
         lease = self._leases.get(id_)
         held = lease.entries.get(ref) if lease is not None else None
         if lease is None or held is None:
-            if id_ in self._ended:
+            if self.has_ended(id_, ref):
                 raise Problem("lease_ended", "the instance was removed; register it again")
             raise Problem("unknown_instance", "no such instance; register it, or send a beat that carries it")
-        if term and term < lease.term:
-            raise Problem("stale_term", f"term is {term}, the lease's is {lease.term}", field="term")
+        if term and term < held.term:
+            raise Problem("stale_term", f"term is {term}, the instance's is {held.term}", field="term")
         held.seen = now
         if held.silent:
             self._recover(lease, held)
+            self._watch(lease)
         if held.down:
             self._set_down(held, down=False)
         self._flush(now)
@@ -314,6 +334,10 @@ class Catalog:
         ended = self._ended.get(id_)
         return None if ended is None else ended.term
 
+    def has_ended(self, id_: LeaseId, ref: EntryRef) -> bool:
+        """Say whether a plain HTTP client's instance has ended and that is still remembered."""
+        return id_ in self._ended or (id_, ref) in self._removed
+
     def expire(self, id_: LeaseId, now: float) -> None:
         """Look at a lease whose deadline has come: silent entries turn, or go."""
         lease = self._leases.get(id_)
@@ -322,7 +346,7 @@ class Catalog:
         for held in list(lease.entries.values()):
             idle = now - lease.last_seen(held)
             if idle >= held.remove_after:
-                self._let_go(lease, held, Reason.EXPIRED)
+                self._let_go(lease, held, Reason.EXPIRED, now)
             elif idle >= held.unhealthy_after and not held.silent:
                 held.silent = True
                 lease.quiet += 1
@@ -372,6 +396,11 @@ class Catalog:
             if now - self._ended[id_].at < ENDED_KEPT:
                 break
             del self._ended[id_]
+        while self._removed:
+            removed = next(iter(self._removed))
+            if now - self._removed[removed] < ENDED_KEPT:
+                break
+            del self._removed[removed]
         for key in list(self._empty):
             service = self.services.get(key)
             if service is None or service.emptied is None:
@@ -386,6 +415,8 @@ class Catalog:
         lease = self._leases.get(id_)
         if lease is None:
             raise Problem("lease_ended", f"lease {id_} is not attached, or has ended; attach again")
+        if lease.kind is Kind.OPERATOR:
+            self.check_epoch(lease.epoch)
         return lease
 
     def _open(self, id_: LeaseId, *, kind: Kind, term: int, epoch: int, now: float) -> Lease:
@@ -400,7 +431,7 @@ class Catalog:
         lease.term = max(lease.term, term) + 1
         return lease
 
-    def _hold(self, lease: Lease, entry: Entry, now: float) -> None:
+    def _hold(self, lease: Lease, entry: Entry, now: float) -> Held:
         ref = entry.ref
         operator = lease.kind is Kind.OPERATOR
         old = lease.entries.get(ref)
@@ -416,12 +447,15 @@ class Catalog:
             operator=operator,
             epoch=lease.epoch,
             order=self._order,
+            term=old.term if old is not None else lease.term,
             seen=now,
             unhealthy_after=unhealthy / 1000 if unhealthy and not operator else self.timings.unhealthy_after,
             remove_after=remove / 1000 if remove and not operator else remove_default,
-            down=not entry.alive,
+            down=entry.alive is not True,
+            proven=entry.alive is not None,
         )
         lease.entries[ref] = held
+        self._removed.pop((lease.id, ref), None)
         lease.owner = lease.owner or ("" if operator else entry.owner)
         if held.down != (ref in lease.down):
             lease.down ^= {ref}
@@ -438,6 +472,7 @@ class Catalog:
         elif old.entry != entry or old.silent:
             self._note(held, Reason.UPDATED)
         self._touched[key] = None
+        return held
 
     def _supersede(self, lease: Lease, group: _Group, held: Held) -> None:
         """Let go of what an earlier process of the same pod left behind, once its session is gone."""
@@ -447,13 +482,15 @@ class Catalog:
             if other_id != lease.id and same and not other.operator:
                 holder = self._leases[other_id]
                 if holder.holder is None and holder.kind is Kind.SESSION:
-                    self._let_go(holder, other, Reason.SUPERSEDED)
+                    self._let_go(holder, other, Reason.SUPERSEDED, held.seen)
                     if not holder.entries:
                         self._forget_lease(holder, Reason.SUPERSEDED, held.seen)
 
-    def _let_go(self, lease: Lease, held: Held, reason: Reason) -> None:
+    def _let_go(self, lease: Lease, held: Held, reason: Reason, now: float) -> None:
         ref = held.entry.ref
         del lease.entries[ref]
+        if lease.kind is Kind.HTTP:
+            self._removed[lease.id, ref] = now
         lease.quiet -= held.silent
         lease.down -= {ref}
         key = _group_key(ref)
@@ -471,13 +508,13 @@ class Catalog:
         group = self._groups.get(key)
         for (lease_id, _), held in list(group.held.items()) if group else ():
             lease = self._leases[lease_id]
-            self._let_go(lease, held, reason)
+            self._let_go(lease, held, reason, now)
             if not lease.entries and lease.holder is None:
                 self._forget_lease(lease, reason, now)
 
     def _end(self, lease: Lease, reason: Reason, now: float) -> None:
         for held in list(lease.entries.values()):
-            self._let_go(lease, held, reason)
+            self._let_go(lease, held, reason, now)
         self._forget_lease(lease, reason, now)
 
     def _forget_lease(self, lease: Lease, reason: Reason, now: float) -> None:
@@ -492,6 +529,8 @@ class Catalog:
             for held in lease.entries.values():
                 if held.silent:
                     self._recover(lease, held)
+            # The wheel looks again when it would have been removed; it can turn silent before.
+            self._watch(lease)
 
     def _recover(self, lease: Lease, held: Held) -> None:
         held.silent = False
@@ -501,6 +540,7 @@ class Catalog:
     def _set_down(self, held: Held, *, down: bool) -> None:
         if held.down != down:
             held.down = down
+            held.proven = True
             self._note(held, Reason.APPLICATION_DOWN if down else Reason.APPLICATION_UP)
 
     def _watch(self, lease: Lease) -> None:

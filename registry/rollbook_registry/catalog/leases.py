@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 import msgspec
 
 from rollbook.model import Entry, EntryRef
 from rollbook.names import LeaseId
+
+HTTP_LEASES: Final = "http/"
+"""What the ids of plain HTTP clients' leases begin with (``http/ip:port``); no session may take one."""
 
 
 class Kind(Enum):
@@ -26,10 +30,12 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
 
     Attributes:
         order: grows with every registration; of two that speak for the same, the newer counts.
+        term: of the lease when it was entered; a plain HTTP client has one for each of its instances.
         seen: attentive time of the last sign of life for this entry alone.
         unhealthy_after: seconds of silence after which it is not alive.
         remove_after: seconds of silence after which it is out.
-        down: its publisher says that the application does not work.
+        down: its publisher says that the application does not work, or does not know yet.
+        proven: its publisher has said once whether the application works.
         silent: it was silent for ``unhealthy_after``.
     """
 
@@ -38,16 +44,23 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
     operator: bool
     epoch: int
     order: int
+    term: int
     seen: float
     unhealthy_after: float
     remove_after: float
     down: bool = False
+    proven: bool = True
     silent: bool = False
 
     @property
     def alive(self) -> bool:
         """What its publisher's beats and checks say."""
         return not (self.silent or self.down)
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which something happens to it next."""
+        return self.remove_after if self.silent else min(self.unhealthy_after, self.remove_after)
 
 
 class Lease:
@@ -82,10 +95,4 @@ class Lease:
 
     def deadline(self) -> float | None:
         """When the first of its entries will have been silent for too long; ``None`` with no entries."""
-        return min(
-            (
-                self.last_seen(held) + (held.remove_after if held.silent else held.unhealthy_after)
-                for held in self.entries.values()
-            ),
-            default=None,
-        )
+        return min((self.last_seen(held) + held.patience for held in self.entries.values()), default=None)

@@ -136,12 +136,14 @@ class Outlet:
         if position is None or key in subscriber.dirty:
             return None
         namespace, group, name = key
+        service = self._service(key)
         return frames.Current(
             namespace=namespace,
             group=group,
             service=name,
             revision=self.revision(position.sent),
             settled=self.settled,
+            digest=spell(service.digest if service else 0),
         )
 
     def unsubscribe(self, subscriber: Subscriber, key: ServiceKey) -> None:
@@ -153,6 +155,8 @@ class Outlet:
         del followers[subscriber]
         if not followers:
             del self._followers[key]
+            self._cache.pop(key, None)
+            self._changed_at.pop(key, None)
         self.subscriptions -= 1
         self._pass(subscriber, key, None)
 
@@ -173,7 +177,8 @@ class Outlet:
             position.changed_at = None
         self._pass(subscriber, key, number)
         service = self._service(key)
-        if service is not None and service.number != number:
+        # A service that was let go as empty meanwhile is a change too: its list is number 0.
+        if (service.number if service else 0) != number:
             subscriber.dirty[key] = None
             position.changed_at, position.pending_at = position.pending_at, None
             subscriber.wake()

@@ -46,8 +46,8 @@ def test_each_named_port_is_an_entry_that_tells_its_name():
 
 
 def test_what_is_checked_is_not_alive_until_the_first_check():
-    assert [e.alive for e in entries(health_check="tcp")] == [False]
-    assert [e.alive for e in entries(health_check="http:/ready")] == [False]
+    assert [e.alive for e in entries(health_check="tcp")] == [None]
+    assert [e.alive for e in entries(health_check="http:/ready")] == [None]
     assert [e.alive for e in entries(health_check="none")] == [True]
 
 

@@ -1,0 +1,8 @@
+"""How much is tried of what hypothesis makes up."""
+
+from __future__ import annotations
+
+import hypothesis
+
+hypothesis.settings.register_profile("rollbook", max_examples=50, deadline=None)
+hypothesis.settings.load_profile("rollbook")

@@ -1,0 +1,148 @@
+"""The book: the catalog with its clock, its wheel and its outlets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from registrykit import ORDERS, an_entry
+from rollbook.problems import Problem
+from rollbook_registry.book import MAX_DEFERRED, Book
+from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.settings import RegistrySettings
+
+
+class Time:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def make(time):
+    def make(**settings):
+        return Book(RegistrySettings(auth="none", **settings), clock=time, wall=time)
+
+    return make
+
+
+def enter(book, *entries):
+    book.apply(lambda c, now: c.attach("a", kind=Kind.SESSION, term=0, holder="s", now=now))
+    book.apply(lambda c, now: c.register("a", entries, now))
+    return book.catalog.service(ORDERS)
+
+
+def run(book, time, seconds):
+    ticks = round(seconds / book.settings.expiry_tick)
+    for _ in range(ticks):
+        time.now += book.settings.expiry_tick
+        book.tick()
+
+
+@pytest.mark.parametrize("tick", [0.25, 1.0])
+def test_silence_is_judged_by_the_clock_whatever_the_tick(make, time, tick):
+    book = make(expiry_tick=tick)
+    service = enter(book, an_entry())
+    run(book, time, 15.0 - tick)
+    assert service.healthy == 1
+    run(book, time, tick)
+    assert service.healthy == 0
+    run(book, time, 15.0)
+    assert not service.instances
+
+
+@pytest.mark.parametrize("late", [0.05, 0.5])
+def test_ticks_that_are_a_little_late_lose_no_time(make, time, late):
+    book = make(expiry_tick=1.0)
+    service = enter(book, an_entry())
+    for _ in range(15):
+        time.now += 1.0 + late
+        book.tick()
+    assert service.healthy == 0
+    assert book._attentive.lost == 0
+
+
+def test_nobody_is_struck_out_for_what_the_registry_slept_through(make, time):
+    book = make()
+    service = enter(book, an_entry())
+    run(book, time, 10.0)
+    time.now += 3600.0
+    book.tick()
+    assert service.healthy == 1
+    # The beats that had piled up meanwhile are read, and all is well.
+    book.apply(lambda c, now: c.beat("a", term=1, down=frozenset(), now=now))
+    run(book, time, 14.0)
+    assert service.healthy == 1
+    assert book.metrics.loop_lag_lost._value.get() == pytest.approx(3599.0)
+    run(book, time, 16.0)
+    assert not service.instances
+
+
+def test_the_book_settles_once_everybody_has_had_the_time_to_come_back(make, time):
+    book = make()
+    told = []
+    book.on_settled = lambda: told.append(time.now)
+    run(book, time, 29.75)
+    assert not book.outlet.settled
+    run(book, time, 10.0)
+    assert book.outlet.settled
+    assert told == [1030.0]
+
+
+def test_a_refused_command_changes_nothing_and_is_raised(make):
+    book = make()
+    service = enter(book, an_entry())
+    number = service.number
+    with pytest.raises(Problem):
+        book.apply(lambda c, now: c.register("unknown", [an_entry(81)], now))
+    assert service.number == number
+
+
+def test_what_is_deferred_is_bounded(make):
+    book = make()
+    for _ in range(MAX_DEFERRED):
+        book.defer(lambda c, now: None)
+    with pytest.raises(Problem) as refused:
+        book.defer(lambda c, now: None)
+    assert (refused.value.code, refused.value.status) == ("limit_reached", 429)
+
+
+async def test_what_is_deferred_is_done_in_order_and_a_refused_one_does_not_stop_the_others(make):
+    book = make()
+    done = []
+    book.defer(lambda c, now: done.append(1))
+    book.defer(lambda c, now: c.register("unknown", [an_entry()], now))
+    running = asyncio.create_task(book.run())
+    last = asyncio.Event()
+    book.defer(lambda c, now: (done.append(2), last.set()))
+    await asyncio.wait_for(last.wait(), 10)
+    assert done == [1, 2]
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def test_what_happens_is_counted_by_its_reason(make, time):
+    book = make()
+    enter(book, an_entry(), an_entry(81))
+    run(book, time, 31.0)
+    counted = {
+        sample.labels["stage"]: sample.value
+        for metric in book.metrics.expirations.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
+    assert counted == {"unhealthy": 2, "removed": 2}
+
+
+def test_two_lives_of_a_registry_have_different_names(make):
+    assert make().boot != make().boot

@@ -1,0 +1,422 @@
+"""The outlet: everybody gets every change once, encoded once, and nobody costs more for being slow."""
+
+from __future__ import annotations
+
+import pytest
+
+from registrykit import ORDERS, Ledger, an_entry, key_of
+from rollbook import frames
+from rollbook.digest import spell
+from rollbook_registry.catalog import ServiceChanged
+from rollbook_registry.catalog.services import LOG_LENGTH
+from rollbook_registry.push import Outlet, Subscriber
+
+
+class Counting(frames.Codec):
+    """Counts what it spells."""
+
+    def __init__(self, subprotocol=frames.MSGPACK):
+        super().__init__(subprotocol)
+        spell_out = self.encode
+        self.count = 0
+
+        def encode(frame):
+            self.count += 1
+            return spell_out(frame)
+
+        self.encode = encode
+
+
+class Desk:
+    """A ledger with an outlet, as the book joins them."""
+
+    def __init__(self):
+        self.ledger = Ledger()
+        self.now = 0.0
+        self.pushed = []
+        self.conflated = 0
+        self.outlet = Outlet(
+            boot="b1", service=self.ledger.catalog.service, wall=lambda: 1000.0 + self.now,
+            clock=lambda: self.now, pushed=self.pushed.append, conflated=self.conflate,
+        )  # fmt: skip
+        self.ledger.enter("a", an_entry())
+        self.told()
+
+    def conflate(self):
+        self.conflated += 1
+
+    def told(self):
+        for event in self.ledger.take():
+            if isinstance(event, ServiceChanged):
+                self.outlet.changed(event)
+
+    def enter(self, *entries, lease="a"):
+        self.ledger.enter(lease, *entries)
+        self.told()
+
+    def number(self, key=ORDERS):
+        return self.ledger.catalog.service(key).number
+
+    def revision(self, key=ORDERS):
+        return self.outlet.revision(self.number(key))
+
+
+class Reader:
+    """A subscriber whose client acknowledges when a test says so."""
+
+    def __init__(self, desk, codec=None, key=ORDERS, revision="", digest=""):
+        self.desk = desk
+        self.key = key
+        self.woken = 0
+        self.codec = codec or Counting()
+        self.subscriber = Subscriber(self.codec, self.wake)
+        desk.outlet.subscribe(self.subscriber, key, revision=revision, digest=digest)
+
+    def wake(self):
+        self.woken += 1
+
+    def take(self):
+        return [self.codec.answer(data) for data in self.desk.outlet.take(self.subscriber)]
+
+    def ack(self, revision=None):
+        revision = revision or self.desk.revision(self.key)
+        self.desk.outlet.acknowledge(self.subscriber, self.key, revision)
+
+    def take_one(self):
+        (frame,) = self.take()
+        return frame
+
+
+@pytest.fixture
+def desk():
+    return Desk()
+
+
+@pytest.fixture
+def reader(desk):
+    reader = Reader(desk)
+    reader.take()
+    reader.ack()
+    return reader
+
+
+def test_a_new_subscriber_gets_the_whole_list_with_revision_and_digest(desk):
+    reader = Reader(desk)
+    assert reader.woken
+    snapshot = reader.take_one()
+    assert [i.port for i in snapshot.instances] == [8080]
+    assert snapshot.revision == desk.revision()
+    assert snapshot.digest == spell(desk.ledger.catalog.service(ORDERS).digest)
+    assert snapshot.settled is False
+    desk.outlet.settle()
+    assert Reader(desk).take_one().settled is True
+
+
+def test_a_service_that_nobody_entered_has_an_empty_list(desk):
+    snapshot = Reader(desk, key=key_of("none")).take_one()
+    assert (snapshot.instances, snapshot.revision, snapshot.digest) == ([], "b1.0", spell(0))
+
+
+def test_a_change_is_a_delta_from_what_was_sent(desk, reader):
+    before = desk.revision()
+    desk.now = 5.0
+    desk.enter(an_entry(81))
+    delta = reader.take_one()
+    assert (delta.base, delta.revision, delta.at) == (before, desk.revision(), 1005.0)
+    assert ([i.port for i in delta.put], delta.drop) == ([81], [])
+    assert reader.take() == []
+
+
+def test_all_at_the_same_base_share_one_encoding(desk):
+    shared = Counting()
+    readers = [Reader(desk, shared) for _ in range(100)]
+    for reader in readers:
+        reader.take()
+        reader.ack()
+    assert shared.count == 1
+    desk.enter(an_entry(81))
+    for reader in readers:
+        reader.take()
+    assert shared.count == 2
+    other = Reader(desk, Counting(frames.JSON))
+    other.take()
+    assert (other.codec.count, shared.count) == (1, 2)
+
+
+def test_changes_while_one_is_on_its_way_are_merged_into_the_next(desk, reader):
+    desk.enter(an_entry(81))
+    first = reader.take_one()
+    for port in (82, 83, 84):
+        desk.enter(an_entry(port))
+    desk.ledger.deregister("a", an_entry(82).ref)
+    desk.told()
+    # Nothing is queued for it meanwhile.
+    assert reader.take() == []
+    assert desk.conflated == 4
+    reader.ack(first.revision)
+    second = reader.take_one()
+    assert second.base == first.revision
+    assert sorted(i.port for i in second.put) == [83, 84]
+    reader.ack()
+    assert reader.take() == []
+
+
+def test_changes_before_the_session_can_write_are_merged_too(desk, reader):
+    for port in (81, 82):
+        desk.enter(an_entry(port))
+    delta = reader.take_one()
+    assert sorted(i.port for i in delta.put) == [81, 82]
+    assert desk.conflated == 1
+
+
+def test_a_frame_is_made_when_it_can_be_written_so_that_the_latest_is_in_it(desk):
+    desk.enter(an_entry(81, service="invoices"))
+    reader = Reader(desk)
+    desk.outlet.subscribe(reader.subscriber, key_of("invoices"), revision="", digest="")
+    writing = desk.outlet.take(reader.subscriber)
+    next(writing)
+    desk.enter(an_entry(82, service="invoices"))
+    second = reader.codec.answer(next(writing))
+    assert sorted(i.port for i in second.instances) == [81, 82]
+    assert list(writing) == []
+
+
+def test_who_is_too_far_behind_gets_the_list(desk, reader):
+    desk.enter(an_entry(81))
+    first = reader.take_one()
+    for n in range(LOG_LENGTH):
+        desk.enter(an_entry(82, weight=float(n + 2)))
+    reader.ack(first.revision)
+    assert isinstance(reader.take_one(), frames.Delta)
+    for n in range(LOG_LENGTH + 1):
+        desk.enter(an_entry(82, weight=float(n + 1000)))
+    reader.ack()
+    reader.take()
+    slow = Reader(desk, revision=first.revision, digest="0" * 15 + "1")
+    snapshot = slow.take_one()
+    assert sorted(i.port for i in snapshot.instances) == [81, 82, 8080]
+
+
+@pytest.mark.parametrize("revision", ["b1.1", "another.7", "", "nonsense"])
+def test_who_holds_the_very_list_is_told_that_it_is_current(desk, revision):
+    digest = spell(desk.ledger.catalog.service(ORDERS).digest)
+    reader = Reader(desk, revision=revision, digest=digest)
+    assert reader.take() == []
+    current = desk.outlet.current(ORDERS, reader.subscriber)
+    assert (current.revision, current.digest, current.settled) == (desk.revision(), digest, False)
+    desk.enter(an_entry(81))
+    assert desk.outlet.current(ORDERS, reader.subscriber) is None
+    assert reader.take_one().base == current.revision
+
+
+def test_who_comes_back_a_little_behind_gets_a_delta(desk):
+    before, digest = desk.revision(), spell(desk.ledger.catalog.service(ORDERS).digest)
+    desk.enter(an_entry(81))
+    delta = Reader(desk, revision=before, digest=digest).take_one()
+    assert (delta.base, [i.port for i in delta.put]) == (before, [81])
+
+
+@pytest.mark.parametrize("revision", ["another.1", "b1.", "b1.x", "b1.99999", "b1.²"])
+def test_who_comes_back_with_a_revision_of_another_life_gets_the_list(desk, revision):
+    assert isinstance(Reader(desk, revision=revision, digest="f" * 16).take_one(), frames.Snapshot)
+
+
+def test_who_holds_another_list_at_the_same_revision_gets_the_list(desk):
+    reader = Reader(desk, revision=desk.revision(), digest="f" * 16)
+    assert isinstance(reader.take_one(), frames.Snapshot)
+
+
+def test_a_service_that_was_dropped_and_made_again_never_confuses_an_old_subscriber(desk, reader):
+    desk.ledger.release("a")
+    desk.told()
+    assert len(reader.take_one().drop) == 1
+    reader.ack()
+    desk.ledger.wait(61.0)
+    assert desk.ledger.catalog.service(ORDERS) is None
+    newcomer = Reader(desk)
+    newcomer.take()
+    newcomer.ack("b1.0")
+    desk.enter(an_entry(81), lease="b")
+    snapshot = reader.take_one()
+    assert [i.port for i in snapshot.instances] == [81]
+    delta = newcomer.take_one()
+    assert (delta.base, [i.port for i in delta.put]) == ("b1.0", [81])
+
+
+def test_acknowledging_anything_but_the_last_frame_counts_for_nothing(desk, reader):
+    old = desk.revision()
+    desk.enter(an_entry(81))
+    reader.take()
+    desk.enter(an_entry(82))
+    for revision in (old, "b1.99", "x.1", "", desk.revision()):
+        reader.ack(revision)
+        assert reader.take() == []
+    desk.outlet.acknowledge(reader.subscriber, key_of("none"), old)
+
+
+def test_the_time_from_a_change_to_its_acknowledgement_is_measured_for_each_subscriber(desk, reader):
+    desk.now = 10.0
+    desk.enter(an_entry(81))
+    first = reader.take_one()
+    desk.now = 10.5
+    desk.enter(an_entry(82))
+    desk.now = 11.0
+    reader.ack(first.revision)
+    assert desk.pushed == [1.0]
+    reader.take()
+    desk.now = 12.0
+    reader.ack()
+    # The merged one counts from the first of the changes in it.
+    assert desk.pushed == [1.0, 1.5]
+
+
+def test_who_unsubscribes_or_leaves_gets_nothing_more_and_leaves_nothing_behind(desk, reader):
+    desk.outlet.subscribe(reader.subscriber, key_of("none"), revision="", digest="")
+    assert desk.outlet.subscriptions == 2
+    desk.outlet.unsubscribe(reader.subscriber, ORDERS)
+    desk.outlet.unsubscribe(reader.subscriber, ORDERS)
+    desk.enter(an_entry(81))
+    assert [f.service for f in reader.take()] == ["none"]
+    desk.outlet.leave(reader.subscriber)
+    assert desk.outlet.subscriptions == 0
+    assert desk.outlet._followers == {}
+    assert desk.outlet._cache == {}
+    assert desk.outlet._changed_at == {}
+
+
+def test_a_watcher_is_told_once_of_a_change_or_of_the_book_settling(desk):
+    calls = []
+    desk.outlet.watch(ORDERS, lambda: calls.append("change"))
+    cancelled = desk.outlet.watch(ORDERS, lambda: calls.append("never"))
+    desk.outlet.watch(key_of("none"), lambda: calls.append("settled"))
+    cancelled()
+    cancelled()
+    desk.enter(an_entry(81))
+    desk.enter(an_entry(82))
+    assert calls == ["change"]
+    desk.outlet.settle()
+    assert calls == ["change", "settled"]
+    desk.outlet.watch(ORDERS, lambda: calls.append("never"))()
+    assert desk.outlet._watchers == {}
+
+
+# --- barriers -------------------------------------------------------------------------------------------
+
+
+class Gate:
+    def __init__(self, desk, *keys):
+        self.lifted = 0
+        self.remove = desk.outlet.barrier(keys or [ORDERS], self.lift)
+
+    def lift(self):
+        self.lifted += 1
+
+
+def test_a_barrier_is_lifted_at_once_when_everybody_has_everything(desk, reader):
+    assert Gate(desk).lifted == 1
+    assert Gate(desk, key_of("none")).lifted == 1
+
+
+def test_a_barrier_waits_for_all_current_subscribers(desk, reader):
+    second = Reader(desk)
+    second.take()
+    second.ack()
+    desk.enter(an_entry(81))
+    gate = Gate(desk)
+    reader.take()
+    reader.ack()
+    assert gate.lifted == 0
+    second.take()
+    second.ack()
+    assert gate.lifted == 1
+    assert gate.remove() == 0
+    assert desk.outlet._barriers == []
+
+
+def test_a_barrier_waits_for_what_had_changed_when_it_was_put_up_and_no_later_change(desk, reader):
+    desk.enter(an_entry(81))
+    gate = Gate(desk)
+    first = reader.take_one()
+    desk.enter(an_entry(82))
+    reader.ack(first.revision)
+    assert gate.lifted == 1
+
+
+def test_later_subscribers_are_not_waited_for(desk, reader):
+    desk.enter(an_entry(81))
+    gate = Gate(desk)
+    Reader(desk)
+    reader.take()
+    reader.ack()
+    assert gate.lifted == 1
+
+
+def test_one_who_has_not_had_the_first_list_yet_is_waited_for(desk):
+    reader = Reader(desk)
+    gate = Gate(desk)
+    reader.take()
+    assert gate.lifted == 0
+    reader.ack()
+    assert gate.lifted == 1
+
+
+@pytest.mark.parametrize("how", ["leave", "unsubscribe"])
+def test_who_goes_does_not_hold_a_barrier_up(desk, reader, how):
+    desk.enter(an_entry(81))
+    gate = Gate(desk)
+    if how == "leave":
+        desk.outlet.leave(reader.subscriber)
+    else:
+        desk.outlet.unsubscribe(reader.subscriber, ORDERS)
+    assert gate.lifted == 1
+
+
+def test_a_barrier_over_several_services_waits_for_each(desk, reader):
+    desk.enter(an_entry(81, service="invoices"))
+    other = Reader(desk, key=key_of("invoices"))
+    desk.enter(an_entry(82))
+    gate = Gate(desk, ORDERS, key_of("invoices"))
+    reader.take()
+    reader.ack()
+    assert gate.lifted == 0
+    other.take()
+    other.ack()
+    assert gate.lifted == 1
+
+
+def test_a_barrier_that_is_given_up_says_how_many_were_behind(desk, reader):
+    second = Reader(desk)
+    desk.enter(an_entry(81))
+    gate = Gate(desk)
+    second.take()
+    second.ack()
+    assert gate.remove() == 1
+    reader.take()
+    reader.ack()
+    assert gate.lifted == 0
+
+
+def test_who_subscribes_again_while_a_barrier_waits_passes_it_with_the_fresh_list(desk, reader):
+    desk.enter(an_entry(81))
+    gate = Gate(desk)
+    reader.take()
+    desk.outlet.subscribe(reader.subscriber, ORDERS, revision="", digest="")
+    reader.ack()
+    assert gate.lifted == 0
+    assert isinstance(reader.take_one(), frames.Snapshot)
+    reader.ack()
+    assert gate.lifted == 1
+
+
+def test_who_was_slow_while_a_service_emptied_and_was_dropped_hears_that_it_is_empty(desk, reader):
+    desk.enter(an_entry(81))
+    first = reader.take_one()
+    desk.ledger.release("a")
+    desk.told()
+    desk.ledger.wait(61.0)
+    assert desk.ledger.catalog.service(ORDERS) is None
+    reader.ack(first.revision)
+    snapshot = reader.take_one()
+    assert (snapshot.revision, snapshot.instances) == ("b1.0", [])
+    reader.ack(snapshot.revision)
+    assert reader.take() == []
