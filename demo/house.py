@@ -64,6 +64,7 @@ class House:
         self.registry_port = free_port(8848)
         self.session_port = free_port(7848)
         self.caller_port = free_port(8849)
+        self.grpc_port = free_port(9848)
         self.registry = Process(
             "registry",
             console_script("rollbook-registry"),
@@ -72,6 +73,7 @@ class House:
                 "ROLLBOOK_DATA_DIR": str(directory / "registry"),
                 "ROLLBOOK_HTTP_PORT": str(self.registry_port),
                 "ROLLBOOK_SESSION_PORT": str(self.session_port),
+                "ROLLBOOK_GRPC_PORT": str(self.grpc_port),
             },
         )
         self.orders = [Orders(n, registry=self.session_port, directory=directory) for n in (1, 2)]

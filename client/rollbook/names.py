@@ -6,6 +6,7 @@ refused here, with one exception: names may not contain ``/``, which would make 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import Final, NamedTuple, NewType
@@ -100,6 +101,7 @@ def check_cluster(value: str, field: str = "cluster") -> str:
     return value
 
 
+@functools.lru_cache(maxsize=32_768)
 def check_ip(value: str, field: str = "ip") -> str:
     """Return an address (IPv4, IPv6 or a host name) in its canonical spelling.
 
@@ -186,6 +188,7 @@ class KeyParts(NamedTuple):
     owner: str
 
 
+@functools.lru_cache(maxsize=32_768)
 def parse_instance_key(value: str, field: str = "key") -> KeyParts:
     """Take ``ip:port[:cluster[:owner]]`` apart; the cluster defaults to ``DEFAULT``.
 

@@ -260,6 +260,7 @@ class Session:
         self._offer.clear()
         self._withdraw.clear()
         self._confirmed.clear()
+        self._down.clear()
         return self._ask_once(lambda id_: frames.Release(id=id_))
 
     # --- what happens ----------------------------------------------------------------------------------

@@ -77,6 +77,9 @@ class Book:
         self._swept = self._started
         self._deferred: deque[Callable[[Catalog, float], object]] = deque()
         self._deferral = asyncio.Event()
+        # Looked up once: a labelled child costs more to find than to count.
+        self._counted = {reason: self.metrics.events.labels(reason.value) for reason in Reason}
+        self._log = log.bind()
         self.on_settled: Callable[[], None] = lambda: None
 
     def now(self) -> float:
@@ -157,18 +160,18 @@ class Book:
                 case History():
                     self._tell(event)
                 case LeaseChanged(lease, term, reason):
-                    log.debug("lease", lease=lease, term=term, reason=reason.value)
+                    self._log.debug("lease", lease=lease, term=term, reason=reason.value)
                 case _:
                     self._wheel.add(event.lease, event.at)
 
     def _tell(self, event: History) -> None:
         reason = event.reason
-        self.metrics.events.labels(reason.value).inc()
+        self._counted[reason].inc()
         if reason is Reason.SILENT:
             self.metrics.expirations.labels("unhealthy").inc()
         elif reason is Reason.EXPIRED:
             self.metrics.expirations.labels("removed").inc()
         if reason in {Reason.SILENT, Reason.EXPIRED, Reason.RECOVERED, Reason.ADDRESS_FENCED}:
-            log.info(reason.value, service=str(event.service), instance=event.key)
+            self._log.info(reason.value, service=str(event.service), instance=event.key)
         else:
-            log.debug(reason.value, service=str(event.service), instance=event.key)
+            self._log.debug(reason.value, service=str(event.service), instance=event.key)

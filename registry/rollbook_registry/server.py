@@ -20,6 +20,8 @@ from rollbook_registry.auth.tokens import Verifier
 from rollbook_registry.book import Book
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rollbook_registry.settings import RegistrySettings
 
 log = structlog.get_logger("rollbook.registry")
@@ -43,10 +45,23 @@ class Server:
         self.book.on_settled = self.sessions.settled
         self._api = api
         self._stack = contextlib.AsyncExitStack()
+        self._running: asyncio.Task[None] | None = None
         self.http_port = 0
         self.session_port = 0
+        self.grpc_port = 0
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
         settings = self.settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         verifier = None
@@ -55,8 +70,8 @@ class Server:
             verifier = Verifier(
                 api, audience=settings.audience, operator_account=settings.operator_account, wall=time.time
             )
-        running = asyncio.create_task(self.book.run(), name="book")
-        self._stack.push_async_callback(_end, running)
+        self._running = asyncio.create_task(self._run_book(), name="book")
+        self._stack.push_async_callback(_end, self._running)
         everything = self._application(verifier)
         everything.add_routes(Native(self.book).routes())
         everything.add_routes(
@@ -69,21 +84,27 @@ class Server:
         )
         sessions = self._application(verifier)
         sessions.add_routes([web.get("/session", self.sessions.handle)])
-        self.session_port = await self._serve(sessions, settings.session_port)
-        self.http_port = await self._serve(everything, settings.http_port)
+        self.session_port = await self._serve(sessions, settings.session_port, "--session-port")
+        if settings.nacos_grpc:
+            self.grpc_port = await self._serve_nacos(settings.grpc_port)
+        # Last, because this one says that the registry is ready.
+        self.http_port = await self._serve(everything, settings.http_port, "--http-port")
         self._stack.push_async_callback(self.sessions.goodbye, "the registry is stopping")
         log.info(
             "serving",
             host=settings.host,
             http=self.http_port,
             sessions=self.session_port,
+            grpc=self.grpc_port or "off",
             boot=self.book.boot,
             identity="required" if verifier else "not asked for",
         )
-        return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        await self._stack.aclose()
+    async def _run_book(self) -> None:
+        try:
+            await self.book.run()
+        except Exception:
+            log.exception("book_stopped")
 
     def _application(self, verifier: Verifier | None) -> web.Application:
         application = web.Application(middlewares=[doors.problems], client_max_size=MAX_BODY_BYTES)
@@ -91,13 +112,23 @@ class Server:
         application[doors.VERIFIER] = verifier
         return application
 
-    async def _serve(self, application: web.Application, port: int) -> int:
+    async def _serve(self, application: web.Application, port: int, flag: str) -> int:
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_GRACE)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, self.settings.host, port, backlog=4096)
-        await site.start()
+        with _listening(self.settings.host, port, flag):
+            await site.start()
         return int(runner.addresses[0][1])
+
+    async def _serve_nacos(self, port: int) -> int:
+        from rollbook_registry.api.nacos.door import Door  # noqa: PLC0415  # loads gRPC: only with the port
+
+        door = Door(lambda code: self.book.metrics.refusals.labels(code).inc())
+        with _listening(self.settings.host, port, "--grpc-port"):
+            taken = await door.open(self.settings.host, port)
+        self._stack.push_async_callback(door.close)
+        return taken
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
@@ -105,8 +136,24 @@ class Server:
         )
 
     async def _health(self, _: web.Request) -> web.Response:
-        # One replica without peers has the book that there is, from the first moment.
+        # One replica without peers has the book that there is, from the first moment. But a book whose wheel
+        # has stopped turning strikes nobody out any more: then only a restart helps.
+        if self._running is None or self._running.done():
+            return web.Response(status=503, text="expiry has stopped; the log says why\n")
         return web.Response(text="ok\n")
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int, flag: str) -> Iterator[None]:
+    """Name the flag of a port that can't be had.
+
+    Raises:
+        OSError: with the host, the port and the flag in its text.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot listen on {host} port {port} ({flag}): {error.strerror or error}") from None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

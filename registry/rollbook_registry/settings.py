@@ -29,6 +29,15 @@ class RegistrySettings:
     )
     http_port: int = setting(8848, "The port of the HTTP API; 0 takes any.", minimum=0, maximum=65535)
     session_port: int = setting(7848, "The port of sessions; 0 takes any.", minimum=0, maximum=65535)
+    grpc_port: int = setting(
+        9848,
+        "The port where Nacos' clients are told that their protocol is not spoken yet; 0 takes any.",
+        minimum=0,
+        maximum=65535,
+    )
+    nacos_grpc: bool = setting(
+        default=True, help="Whether to open --grpc-port; a registry that doesn't has no gRPC in memory."
+    )
     auth: str = setting(
         "auto",
         "Who may write: 'kubernetes' asks for service account tokens, 'none' asks nobody; 'auto' is "

@@ -340,12 +340,17 @@ def test_sidecars_get_the_resources_that_the_values_say(objects):
             "rollbook_registry.settings",
             "RegistrySettings",
         ),
-        ("Deployment/rollbook-operator", "rollbook_operator.cli", "rollbook_operator.settings", "Settings"),
+        (
+            "Deployment/rollbook-operator",
+            "rollbook_operator.cli",
+            "rollbook_operator.settings",
+            "OperatorSettings",
+        ),
         (
             "Deployment/rollbook-webhook",
             "rollbook_operator.webhook.cli",
             "rollbook_operator.webhook.settings",
-            "Settings",
+            "WebhookSettings",
         ),
     ],
 )

@@ -463,7 +463,7 @@ class Catalog:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(merge_pod if ref.owner else merge_endpoint)
-        if ref.owner and not operator:
+        if not operator:
             self._supersede(lease, group, held)
         group.held[lease.id, ref] = held
         self._at_address.setdefault(ref.ip, set()).add(key)
@@ -475,7 +475,7 @@ class Catalog:
         return held
 
     def _supersede(self, lease: Lease, group: _Group, held: Held) -> None:
-        """Let go of what an earlier process of the same pod left behind, once its session is gone."""
+        """Let go of what an earlier process at the same endpoint left behind, once its session is gone."""
         entry = held.entry
         for (other_id, _), other in list(group.held.items()):
             same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)

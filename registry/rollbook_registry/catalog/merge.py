@@ -46,9 +46,9 @@ def merge_pod(entries: Collection[Held]) -> Visible:
             instance = _instance(held, ready=True, alive=held.alive, unconfirmed=False)
             shown[held.entry.service_key, instance.key] = instance
         return shown
-    epoch = max(h.epoch for h in operators)
     newest = {}
-    for held in sorted((h for h in operators if h.epoch == epoch), key=lambda h: h.order):
+    # What an older operator entered stays until the newer one has said that its list is complete.
+    for held in sorted(operators, key=lambda h: (h.epoch, h.order)):
         newest[held.entry.service_key, held.entry.ip, held.entry.port] = held
     addresses = {h.entry.ip for h in operators}
     confirmed = [h for h in publishers if h.entry.ip in addresses]

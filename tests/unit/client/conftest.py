@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 
-hypothesis.settings.register_profile("rollbook", max_examples=50, deadline=None)
+hypothesis.settings.register_profile(
+    "rollbook", max_examples=50, deadline=None, derandomize=bool(os.environ.get("CI"))
+)
 hypothesis.settings.load_profile("rollbook")

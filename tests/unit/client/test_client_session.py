@@ -212,6 +212,28 @@ def test_an_entry_that_was_put_as_down_beats_as_down(talk):
     assert beats == [frames.Beat(term=1, down=[a_ref()])]
 
 
+def test_what_has_not_been_checked_yet_is_registered_so_until_a_verdict_is_known(talk):
+    talk.session.put([an_entry(alive=None), an_entry(81, alive=None)])
+    (register,) = talk.connect()
+    assert [e.alive for e in register.entries] == [None, None]
+    talk.session.set_down([a_ref()], talk.now)
+    assert talk.sent() == [frames.Beat(term=1, down=[a_ref()])]
+    talk.session.disconnected()
+    (register,) = talk.connect()
+    assert [e.alive for e in register.entries] == [None, True]
+
+
+def test_a_verdict_after_the_goodbye_is_of_no_concern(talk):
+    talk.session.put([an_entry()])
+    talk.connect()
+    talk.session.set_down([a_ref()], talk.now)
+    talk.session.release()
+    talk.sent()
+    talk.session.set_down([], talk.now)
+    talk.session.set_down([a_ref()], talk.now)
+    assert talk.sent() == []
+
+
 # --- what may happen to it ------------------------------------------------------------------------------
 
 
@@ -226,6 +248,10 @@ def test_after_a_lost_connection_everything_is_offered_again_under_the_known_ter
     assert register.entries == [an_entry()]
     assert talk.session.term == 2
     assert not talk.told(session.Rebooted)
+    # What was confirmed before is so again when it has been acknowledged again.
+    assert not talk.session.is_confirmed(a_ref())
+    talk.done(register)
+    assert talk.session.is_confirmed(a_ref())
 
 
 def test_what_was_in_flight_when_the_connection_broke_is_asked_again(talk):

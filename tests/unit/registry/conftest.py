@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import aiohttp
 import hypothesis
@@ -12,7 +13,9 @@ from rollbook_registry.server import Server
 from rollbook_registry.settings import RegistrySettings
 from serverkit import Registry
 
-hypothesis.settings.register_profile("rollbook", max_examples=50, deadline=None)
+hypothesis.settings.register_profile(
+    "rollbook", max_examples=50, deadline=None, derandomize=bool(os.environ.get("CI"))
+)
 hypothesis.settings.load_profile("rollbook")
 
 
@@ -23,7 +26,13 @@ async def start(tmp_path):
         http = await stack.enter_async_context(aiohttp.ClientSession())
 
         async def start(api=None, **settings):
-            defaults = {"data_dir": tmp_path, "http_port": 0, "session_port": 0, "auth": "none"}
+            defaults = {
+                "data_dir": tmp_path,
+                "http_port": 0,
+                "session_port": 0,
+                "auth": "none",
+                "nacos_grpc": False,
+            }
             server = Server(RegistrySettings(**{**defaults, **settings}), api)
             await stack.enter_async_context(server)
             return Registry(server, http, stack)

@@ -200,9 +200,13 @@ async def test_timers_hold_over_real_sockets_too(start):
 async def test_a_registry_says_why_it_cannot_start(start, tmp_path):
     registry = await start()
     settings = RegistrySettings(
-        data_dir=tmp_path, http_port=registry.server.http_port, session_port=0, auth="none"
+        data_dir=tmp_path,
+        http_port=registry.server.http_port,
+        session_port=0,
+        auth="none",
+        nacos_grpc=False,
     )
-    with pytest.raises(OSError, match="address already in use"):
+    with pytest.raises(OSError, match=rf"port {registry.server.http_port} \(--http-port\).*in use"):
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(Server(settings))
     assert isinstance(registry, Registry)

@@ -282,3 +282,15 @@ def test_a_service_that_was_dropped_begins_anew_with_a_number_never_used(ledger)
     assert service.number > number
     assert service.since(number) is None
     assert [i.port for i in service.since(0)[0]] == [8080]
+
+
+def test_who_is_silent_is_counted_exactly_so_that_a_beat_looks_only_then(ledger):
+    ledger.enter("a", an_entry(), an_entry(81), an_entry(82))
+    lease = ledger.catalog.lease("a")
+    ledger.wait(15.0)
+    assert lease.quiet == 3
+    ledger.deregister("a", a_ref())
+    assert lease.quiet == 2
+    ledger.register("a", an_entry(81))
+    assert lease.quiet == 0
+    assert all(i.healthy for i in ledger.shown().values())

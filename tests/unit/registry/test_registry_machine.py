@@ -38,7 +38,7 @@ own_entries = st.builds(
     cluster=st.sampled_from(["DEFAULT", "z"]),
     weight=st.sampled_from([1.0, 2.0]),
     owner=st.sampled_from(["", "", *PODS]),
-    alive=st.booleans(),
+    alive=st.sampled_from([None, True, False]),
     metadata=st.sampled_from(TIMINGS),
 )
 told_entries = st.builds(
@@ -49,6 +49,7 @@ told_entries = st.builds(
     owner=pods,
     ready=st.sampled_from([None, True, False]),
     beats_required=st.booleans(),
+    probed=st.booleans(),
 )
 
 
@@ -248,10 +249,9 @@ class Book(RuleBasedStateMachine):
         for owner, (own, told) in said.items():
             endpoints = {(h.entry.service, h.entry.ip, h.entry.port) for h in own}
             if told:
-                newest = max(h.epoch for h in told)
                 answering = {h.entry.ip for h in own} & {h.entry.ip for h in told}
                 latest = {}
-                for h in sorted((h for h in told if h.epoch == newest), key=lambda h: h.order):
+                for h in sorted(told, key=lambda h: (h.epoch, h.order)):
                     latest[h.entry.service, h.entry.ip, h.entry.port] = h
                 endpoints = {k for k, h in latest.items() if answering or not h.entry.beats_required}
             shown = {
@@ -320,4 +320,4 @@ class Book(RuleBasedStateMachine):
 
 
 TestBook = Book.TestCase
-TestBook.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestBook.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -84,6 +84,52 @@ def test_a_pod_does_not_answer_from_an_address_that_is_not_its_own(ledger):
     assert ledger.shown() == {}
 
 
+# "Until its first verdict a readiness that a probe stands behind counts, else the instance is not alive."
+
+
+@pytest.mark.parametrize(
+    ("said", "alive"),
+    [
+        ({"probed": True, "ready": True}, True),
+        ({"probed": True, "ready": False}, False),
+        ({"probed": True}, False),
+        ({"ready": True}, False),
+    ],
+)
+def test_before_the_first_verdict_a_probed_readiness_counts_and_nothing_else(ledger, said, alive):
+    operator(ledger, an_entry(**POD, beats_required=True, **said))
+    ledger.enter("a", an_entry(**POD, alive=None))
+    assert ledger.only().alive is alive
+    # A beat that still cannot say is no verdict.
+    ledger.beat("a", down=[a_ref(**POD)])
+    assert ledger.only().alive is alive
+
+
+def test_the_first_verdict_ends_it(ledger):
+    operator(ledger, an_entry(**POD, probed=True, ready=True))
+    ledger.enter("a", an_entry(**POD, alive=None))
+    ledger.beat("a")
+    assert ledger.only().alive
+    ledger.beat("a", down=[a_ref(**POD)])
+    assert not ledger.only().alive
+    ledger.register("a", an_entry(**POD, alive=False))
+    assert not ledger.only().alive
+
+
+def test_who_falls_silent_before_the_first_verdict_is_not_alive(ledger):
+    operator(ledger, an_entry(**POD, probed=True, ready=True))
+    ledger.enter("a", an_entry(**POD, alive=None))
+    ledger.wait(15.0, "operator")
+    assert not ledger.only().alive
+
+
+def test_without_an_operator_who_has_not_checked_yet_is_not_alive(ledger):
+    ledger.enter("a", an_entry(**POD, alive=None), an_entry(81, alive=None))
+    assert [i.alive for i in ledger.shown().values()] == [False, False]
+    ledger.beat("a")
+    assert [i.alive for i in ledger.shown().values()] == [True, True]
+
+
 # "An operator's entry with beats_required is shown only while the pod's sidecar answers for it."
 
 
@@ -166,6 +212,14 @@ def test_a_restarted_sidecar_must_prove_again_that_its_application_works(ledger,
     assert not ledger.only().alive
     ledger.beat("new")
     assert ledger.only().alive
+
+
+def test_what_only_the_older_operator_entered_stays_until_the_newer_ones_list_is_complete(ledger):
+    operator(ledger, an_entry(**POD), an_entry(90, **POD), lease="old", epoch=1)
+    operator(ledger, an_entry(**POD), lease="new", epoch=2)
+    assert {i.port for i in ledger.shown().values()} == {an_entry(**POD).port, 90}
+    ledger.synced("new")
+    assert {i.port for i in ledger.shown().values()} == {an_entry(**POD).port}
 
 
 def test_of_two_operators_the_newer_epoch_speaks(ledger):

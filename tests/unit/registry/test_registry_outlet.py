@@ -342,6 +342,15 @@ def test_a_barrier_waits_for_what_had_changed_when_it_was_put_up_and_no_later_ch
     assert gate.lifted == 1
 
 
+def test_a_later_list_passes_a_barrier_too(desk, reader):
+    desk.enter(an_entry(81))
+    gate = Gate(desk)
+    desk.enter(an_entry(82))
+    reader.take()
+    reader.ack()
+    assert gate.lifted == 1
+
+
 def test_later_subscribers_are_not_waited_for(desk, reader):
     desk.enter(an_entry(81))
     gate = Gate(desk)

@@ -42,7 +42,9 @@ def test_a_pod_that_speaks_for_another_is_told_whom_it_may_speak_for():
     policy.may_enter(POD, [an_entry(owner="u")], operator=False)
 
 
-@pytest.mark.parametrize("fields", [{"ready": True}, {"ready": False}, {"beats_required": True}])
+@pytest.mark.parametrize(
+    "fields", [{"ready": True}, {"ready": False}, {"beats_required": True}, {"probed": True}]
+)
 def test_what_kubernetes_says_only_an_operators_lease_may_say(fields):
     for who in (POD, LOCAL, OPERATOR):
         with pytest.raises(Problem) as refused:

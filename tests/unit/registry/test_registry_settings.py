@@ -28,6 +28,7 @@ def test_the_defaults_are_the_contracts(run):
     result, settings = run()
     assert result.exit_code == 0
     assert (settings.host, settings.http_port, settings.session_port) == ("127.0.0.1", 8848, 7848)
+    assert (settings.grpc_port, settings.nacos_grpc) == (9848, True)
     assert (settings.beat_interval, settings.unhealthy_after, settings.remove_after) == (5.0, 15.0, 30.0)
     assert (settings.auth, settings.audience) == ("auto", "rollbook")
     assert not settings.needs_identity
@@ -48,6 +49,8 @@ def test_the_environment_says_the_same_as_flags(run):
     ("flags", "flag", "accepted"),
     [
         (["--http-port", "70000"], "--http-port", "0<=x<=65535"),
+        (["--grpc-port", "-1"], "--grpc-port", "0<=x<=65535"),
+        (["--nacos-grpc", "perhaps"], "--nacos-grpc", "not a valid boolean"),
         (["--unhealthy-after", "soon"], "--unhealthy-after", "a number with ms, s, m or h"),
         (["--expiry-tick", "2s"], "--expiry-tick", "from 0.01 s to 1 s"),
         (["--auth", "perhaps"], "--auth", "'auto', 'kubernetes', 'none'"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollbook_registry.expiry import Wheel
@@ -35,8 +35,18 @@ def test_the_earlier_of_two_deadlines_counts_and_the_later_is_passed_over():
     wheel.add("a", 5.0)
     assert len(wheel) == 1
     assert wheel.advance(2.0) == ["a"]
-    wheel.add("a", 9.0)
-    assert wheel.advance(100.0) == ["a"]
+    # Where it was before, nothing is due.
+    wheel.add("a", 20.0)
+    assert wheel.advance(19.0) == []
+    assert wheel.advance(20.0) == ["a"]
+
+
+def test_a_deadline_within_a_tick_is_due_at_its_end():
+    wheel = Wheel(0.0, tick=TICK)
+    wheel.add("a", 0.3)
+    assert wheel.advance(0.25) == []
+    assert wheel.advance(0.49) == []
+    assert wheel.advance(0.5) == ["a"]
 
 
 class Counting(dict):
@@ -65,6 +75,7 @@ def test_a_long_pause_costs_what_is_due_and_not_the_ticks_that_passed():
     assert Counting.looks <= 1
 
 
+@settings(max_examples=200)
 @given(
     start=quarters,
     steps=st.lists(st.tuples(st.lists(st.tuples(st.sampled_from("abcd"), quarters), max_size=4), quarters)),

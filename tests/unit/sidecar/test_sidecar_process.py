@@ -93,6 +93,7 @@ async def test_a_taken_port_ends_it_with_a_message_that_names_the_flag(start, ab
 async def test_the_whole_way_with_a_real_registry(start, get, free_port, tmp_path, eventually):
     http_port, session_port, provider, hooks, caller = (free_port() for _ in range(5))
     registry_flags = ("--data-dir", tmp_path, "--http-port", http_port, "--session-port", session_port)
+    registry_flags += ("--grpc-port", 0)
     registry = await start("rollbook-registry", *registry_flags)
     application = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = application.sockets[0].getsockname()[1]

@@ -1,0 +1,169 @@
+"""A catalog with its wheel and an injected clock, as the book runs them, and small makers of its inputs."""
+
+from __future__ import annotations
+
+import sys
+
+from rollbook.digest import digest
+from rollbook.model import Entry, EntryRef, Instance
+from rollbook.names import InstanceKey, LeaseId, ServiceKey
+from rollbook_registry.catalog import Catalog, History, LeaseChanged, ServiceChanged, Timings
+from rollbook_registry.catalog.events import Deadline
+from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.expiry import Wheel
+
+ORDERS = ServiceKey("public", "DEFAULT_GROUP", "orders")
+TICK = 0.25
+
+
+def key_of(service: str) -> ServiceKey:
+    return ServiceKey("public", "DEFAULT_GROUP", service)
+
+
+def an_entry(port: int = 8080, **fields) -> Entry:
+    return Entry(**{"service": "orders", "ip": "10.0.0.1", "port": port, **fields})
+
+
+def a_ref(port: int = 8080, **fields) -> EntryRef:
+    return EntryRef(**{"service": "orders", "ip": "10.0.0.1", "port": port, **fields})
+
+
+class Ledger:
+    """A catalog whose time passes as a test says; it holds what a perfect subscriber would hold."""
+
+    def __init__(self, **timings: float) -> None:
+        self.catalog = Catalog(Timings(**timings))
+        self.now = 0.0
+        self.wheel: Wheel[LeaseId] = Wheel(self.now, tick=TICK)
+        self.events: list = []
+        self.mirror: dict[ServiceKey, dict[InstanceKey, Instance]] = {}
+        self.numbers: dict[ServiceKey, int] = {}
+
+    # --- commands --------------------------------------------------------------------------------------
+
+    def do(self, command):
+        """Run a command of the catalog with the time, and take its events; errors come through."""
+        try:
+            return command(self.catalog, self.now)
+        finally:
+            self.drain()
+
+    def drain(self) -> None:
+        for event in self.catalog.take_events():
+            self.events.append(event)
+            if isinstance(event, Deadline):
+                self.wheel.add(event.lease, event.at)
+            elif isinstance(event, ServiceChanged):
+                self._apply(event)
+
+    def _apply(self, change: ServiceChanged) -> None:
+        # A service that was let go as empty starts from nothing again, at base 0.
+        known = self.numbers.get(change.service, 0)
+        assert change.base in {known, 0}
+        listed = self.mirror.setdefault(change.service, {})
+        if change.base == 0:
+            assert not listed
+        assert change.number > known
+        for instance in change.put:
+            assert listed.get(instance.key) != instance, "a change tells what is different, only"
+            listed[instance.key] = instance
+        for key in change.drop:
+            del listed[key]
+        self.numbers[change.service] = change.number
+
+    def attach(self, lease="a", *, operator=False, term=0, holder=None, epoch=0):
+        kind = Kind.OPERATOR if operator else Kind.SESSION
+        holder = sys.intern(holder or f"session of {lease}")
+        return self.do(
+            lambda c, now: c.attach(LeaseId(lease), kind=kind, term=term, holder=holder, now=now, epoch=epoch)
+        )
+
+    def register(self, lease, *entries):
+        return self.do(lambda c, now: c.register(LeaseId(lease), entries, now))
+
+    def enter(self, lease, *entries, operator=False, epoch=0):
+        """Attach if need be, and register."""
+        if self.catalog.lease(LeaseId(lease)) is None:
+            self.attach(lease, operator=operator, epoch=epoch)
+        return self.register(lease, *entries)
+
+    def register_http(self, entry, *, term=0):
+        lease = LeaseId(f"http/{entry.ip}:{entry.port}")
+        return self.do(lambda c, now: c.register_http(lease, entry, term=term, now=now))
+
+    def beat(self, lease="a", *, term=None, down=()):
+        if term is None:
+            known = self.catalog.lease(LeaseId(lease))
+            term = known.term if known is not None else 0
+        self.do(lambda c, now: c.beat(LeaseId(lease), term=term, down=frozenset(down), now=now))
+
+    def beat_http(self, ref, *, term=0):
+        lease = LeaseId(f"http/{ref.ip}:{ref.port}")
+        self.do(lambda c, now: c.beat_http(lease, ref, term=term, now=now))
+
+    def detach(self, lease="a", holder=None):
+        self.do(lambda c, now: c.detach(LeaseId(lease), sys.intern(holder or f"session of {lease}"), now))
+
+    def release(self, lease="a"):
+        self.do(lambda c, now: c.release(LeaseId(lease), now))
+
+    def deregister(self, lease, *refs):
+        self.do(lambda c, now: c.deregister(LeaseId(lease), refs, now))
+
+    def close(self, *uids):
+        self.do(lambda c, now: c.close_pods(uids, now))
+
+    def fence(self, *pods):
+        self.do(lambda c, now: c.fence_pods(pods, now))
+
+    def synced(self, lease):
+        self.do(lambda c, now: c.synced(LeaseId(lease), now))
+
+    # --- time ------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One tick of the wheel, as the book does it."""
+        self.now += TICK
+        for lease in self.wheel.advance(self.now):
+            self.do(lambda c, now, lease=lease: c.expire(lease, now))
+
+    def wait(self, seconds: float, *beating: str) -> None:
+        """Let time pass; the leases named beat every 5 s, beginning now."""
+        end = self.now + seconds
+        started = self.now
+        while True:
+            if (self.now - started) % 5.0 == 0:
+                for lease in beating:
+                    self.beat(lease)
+            if self.now + TICK > end:
+                break
+            self.step()
+        self.do(lambda c, now: c.sweep(now))
+
+    # --- looking ---------------------------------------------------------------------------------------
+
+    def shown(self, service: ServiceKey = ORDERS) -> dict[InstanceKey, Instance]:
+        found = self.catalog.service(service)
+        listed = dict(found.instances) if found is not None else {}
+        assert self.mirror.get(service, {}) == listed
+        if found is not None:
+            assert found.digest == digest(listed.values())
+            assert found.healthy == sum(i.healthy for i in listed.values())
+        return listed
+
+    def only(self, service: ServiceKey = ORDERS) -> Instance:
+        (instance,) = self.shown(service).values()
+        return instance
+
+    def keys(self, service: ServiceKey = ORDERS) -> list[str]:
+        return sorted(self.shown(service))
+
+    def take(self) -> list:
+        taken, self.events = self.events, []
+        return taken
+
+    def changes(self) -> list[ServiceChanged]:
+        return [e for e in self.take() if isinstance(e, ServiceChanged)]
+
+    def reasons(self) -> list[str]:
+        return [e.reason.value for e in self.take() if isinstance(e, (History, LeaseChanged))]
