@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
 import io
 import json
 import os
+import subprocess
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from clusters.tools import run, search_path
+from clusters.tools import CommandError, run, search_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,10 +37,6 @@ _PIP_SETTINGS = (
     "default-timeout",
     "retries",
 )
-
-
-_REF_NAME = "org.opencontainers.image.ref.name"
-_CONTAINERD_NAME = "io.containerd.image.name"
 
 
 def canonical(reference: str) -> str:
@@ -100,25 +97,6 @@ def lend(settings: Mapping[str, str], cache: Path) -> tuple[str, list[tuple[Path
     return "\n".join(["[global]", *(f"{name} = {value}" for name, value in inside.items()), ""]), mounts
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """An image in the layout: its name, its entry in the index, the digests of all its parts."""
-
-    name: str
-    entry: dict[str, Any]
-    parts: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        """What containerd calls it by."""
-        return self.parts[0]
-
-    @property
-    def image_id(self) -> str:
-        """What buildah calls it by."""
-        return self.parts[1].removeprefix("sha256:")
-
-
 class Buildah:
     """buildah with a store of its own.
 
@@ -160,16 +138,17 @@ class Buildah:
 
     def has(self, reference: str) -> bool:
         """Whether the store has an image."""
-        return self.store.is_dir() and self._image_id(reference) is not None
+        return self.store.is_dir() and self.image_id(reference) is not None
 
-    def _image_id(self, reference: str) -> str | None:
+    def image_id(self, reference: str) -> str | None:
+        """An image's id, the same on the node; None if the store has no such image."""
         options = ("--type", "image", "--format", "{{.FromImageID}}")
         inspected = run(self._command("inspect", *options, canonical(reference)), env=self.env, check=False)
         return inspected.stdout.strip() or None
 
     def build_command(self, context: Path, reference: str, *options: str) -> list[str]:
         """The command that builds the Dockerfile in `context` from images of the store alone."""
-        fixed = ("--pull-never", "--layers", "--tag", canonical(reference))
+        fixed = ("--pull-never", "--layers", "--format", "docker", "--tag", canonical(reference))
         return self._command("build", *fixed, *options, str(context))
 
     def build(self, context: Path, reference: str, target: str, timeout: float = 1200) -> None:
@@ -193,67 +172,78 @@ class Buildah:
             command = self.build_command(context, reference, *volumes, "--target", target)
             run(command, env=env, timeout=timeout)
 
-    def publish(self, reference: str) -> Published:
-        """Copy an image into the layout, from which the node gets it, unless it is there."""
-        name = canonical(reference)
-        published = self._published(name)
-        if published is None or published.image_id != self._image_id(name):
-            self._run("push", "--quiet", name, f"oci:{self.layout}:{name}")
-            self._sweep()
-            published = self._published(name)
-            assert published is not None
-        return published
-
-    def _published(self, name: str) -> Published | None:
-        for entry in self._index():
-            if entry.get("annotations", {}).get(_REF_NAME) == name:
-                return Published(name, entry, self._parts(entry))
-        return None
-
-    def _index(self) -> list[dict[str, Any]]:
-        path = self.layout / "index.json"
-        return list(_read(path)["manifests"]) if path.exists() else []
-
-    def _parts(self, entry: dict[str, Any]) -> tuple[str, ...]:
-        """All that an image consists of: its manifest, its configuration, its layers."""
-        manifest = _read(self._blob(entry["digest"]))
-        layers = [str(layer["digest"]) for layer in manifest["layers"]]
-        return (str(entry["digest"]), str(manifest["config"]["digest"]), *layers)
-
-    @property
-    def layout(self) -> Path:
-        """The images that have been published, as an OCI image layout."""
-        return self.store / "layout"
-
-    def _blob(self, digest: str) -> Path:
-        return self.layout / "blobs" / digest.replace(":", "/")
-
-    def _sweep(self) -> None:
-        """Remove what only earlier builds of the images needed."""
-        needed = {digest for entry in self._index() for digest in self._parts(entry)}
-        for blob in (self.layout / "blobs/sha256").iterdir():
-            if f"sha256:{blob.name}" not in needed:
-                blob.unlink()
-
-    def archive(self, image: Published, archive: Path, *, known: Collection[str] = ()) -> None:
-        """Write an image to an archive for `ctr images import`, without the parts that containerd knows.
+    def export(self, reference: str, archive: Path, *, known: Collection[str] = ()) -> None:
+        """Write an image to an archive for `ctr images import`, without the layers that containerd knows.
 
         The base image's layer is a hundred megabytes that need not be written, read and hashed again for each
-        change of a line.
+        change of a line. buildah cannot leave it out, but it writes to a pipe, from which the rest is taken.
         """
-        entry = image.entry | {"annotations": {_CONTAINERD_NAME: image.name}}
-        index = {"schemaVersion": 2, "manifests": [entry]}
-        with tarfile.open(archive, "w") as tar:
-            for name, value in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
-                data = json.dumps(value).encode()
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-            for digest in image.parts:
-                if digest not in known:
-                    tar.add(self._blob(digest), f"blobs/{digest.replace(':', '/')}")
+        name = canonical(reference)
+        command = self._command("push", "--quiet", name, f"docker-archive:/dev/stdout:{name}")
+        with (
+            tempfile.TemporaryFile(dir=self.store) as errors,
+            subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, stderr=errors) as process,
+            tarfile.open(archive, "w") as output,
+        ):
+            assert process.stdout is not None
+            try:
+                with tarfile.open(fileobj=process.stdout, mode="r|") as whole:
+                    _repack(whole, output, name, known)
+            except (tarfile.TarError, OSError, KeyError):
+                process.kill()
+                raise
+            if process.wait():
+                errors.seek(0)
+                said = errors.read().decode(errors="replace")
+                raise CommandError(command, f"exit status {process.returncode}", "", said)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text())
-    return value
+def _repack(whole: tarfile.TarFile, output: tarfile.TarFile, name: str, known: Collection[str]) -> None:
+    """Turn a docker-archive into an OCI layout, which may lack what the reader has; see `export`."""
+    sizes: dict[str, int] = {}
+    small: dict[str, bytes] = {}
+    for member in whole:
+        stream = whole.extractfile(member) if member.isfile() else None
+        if stream is None:
+            continue  # links, for readers of another age
+        digest = f"sha256:{member.name.removesuffix('.tar')}"
+        if member.name.endswith(".json"):
+            small[member.name] = stream.read()
+        elif member.name.endswith(".tar"):
+            sizes[digest] = member.size
+            if digest not in known:
+                _add(output, digest, member.size, stream)
+    (described,) = json.loads(small["manifest.json"])
+    configuration = small[described["Config"]]
+    layers = [f"sha256:{layer.removesuffix('.tar')}" for layer in described["Layers"]]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{_DOCKER}.distribution.manifest.v2+json",
+        "config": _describe("container.image.v1+json", _digest(configuration), len(configuration)),
+        "layers": [_describe("image.rootfs.diff.tar", layer, sizes[layer]) for layer in layers],
+    }
+    data = json.dumps(manifest).encode()
+    for blob in (configuration, data):
+        _add(output, _digest(blob), len(blob), io.BytesIO(blob))
+    entry = _describe("distribution.manifest.v2+json", _digest(data), len(data))
+    index = {"schemaVersion": 2, "manifests": [entry | {"annotations": {"io.containerd.image.name": name}}]}
+    for path, value in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
+        text = json.dumps(value).encode()
+        _add(output, path, len(text), io.BytesIO(text))
+
+
+_DOCKER = "application/vnd.docker"
+
+
+def _describe(kind: str, digest: str, size: int) -> dict[str, Any]:
+    return {"mediaType": f"{_DOCKER}.{kind}", "digest": digest, "size": size}
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _add(output: tarfile.TarFile, name: str, size: int, stream: IO[bytes]) -> None:
+    member = tarfile.TarInfo(name.replace("sha256:", "blobs/sha256/"))
+    member.size = size
+    output.addfile(member, stream)

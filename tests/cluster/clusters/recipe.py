@@ -271,7 +271,7 @@ class Recipe:
             env=self.buildah.env,
         )
         archive = self._temporary / "pause.tar"
-        self.buildah.archive(self.buildah.publish(PAUSE_IMAGE), archive)
+        self.buildah.export(PAUSE_IMAGE, archive)
         archive.replace(self.pause_archive)
 
     def _make_base_image(self) -> None:

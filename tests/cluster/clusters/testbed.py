@@ -15,7 +15,6 @@ import os
 import signal
 import ssl
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from urllib.parse import urlsplit
 from clusters import logs, machine
 from clusters.api import ClusterError, Level, UnsupportedError
 from clusters.daemons import Record, Supervisor, boot_id, fingerprint
+from clusters.images import canonical
 from clusters.recipe import PAUSE_IMAGE, SOURCES, Recipe, cni_directory
-from clusters.tools import Kubectl, cache_root, locked, run, say, search_path, until, which
+from clusters.tools import CommandError, Kubectl, cache_root, locked, run, say, search_path, until, which
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,7 +94,6 @@ class Testbed:
         # the name of the control group that all containers are in says whose they are, beyond doubt
         self.cgroup = f"/rollbook-testbed-{hashlib.sha256(str(self.run_dir).encode()).hexdigest()[:8]}"
         self._tls: ssl.SSLContext | None = None
-        self._publishing = threading.Lock()
 
     @property
     def kubeconfig(self) -> Path:
@@ -564,19 +563,23 @@ class Testbed:
         begun = time.monotonic()
         buildah = self.recipe.buildah
         buildah.build(context, tag, target)
-        with self._publishing:
-            image = buildah.publish(tag)
-            if f"{image.name} {image.digest}" not in self._images():
-                with tempfile.NamedTemporaryFile(dir=buildah.store, suffix=".tar") as archive:
-                    known = self._ctr("content", "list", "--quiet").split()
-                    buildah.archive(image, Path(archive.name), known=known)
+        if not self._is_on_node(canonical(tag), buildah.image_id(tag)):
+            with tempfile.NamedTemporaryFile(dir=buildah.store, suffix=".tar") as archive:
+                known = self._ctr("content", "list", "--quiet").split()
+                buildah.export(tag, Path(archive.name), known=known)
+                try:
+                    self._ctr("images", "import", archive.name, timeout=300)
+                except CommandError:
+                    # containerd may have dropped something just now that no image needed any more
+                    buildah.export(tag, Path(archive.name))
                     self._ctr("images", "import", archive.name, timeout=300)
         say(f"image {tag} is on the node after {time.monotonic() - begun:.1f} s")
 
-    def _images(self) -> set[str]:
-        """Name and digest of all images on the node."""
+    def _is_on_node(self, name: str, image_id: str | None) -> bool:
+        """Whether containerd means by this name the image with this id (which it lists by its id, too)."""
         lines = self._ctr("images", "list").splitlines()[1:]
-        return {f"{fields[0]} {fields[2]}" for line in lines if (fields := line.split())}
+        digests = {fields[0]: fields[2] for line in lines if (fields := line.split())}
+        return name in digests and digests[name] == digests.get(f"sha256:{image_id}")
 
     # The node
 
