@@ -153,7 +153,12 @@ async def body(request: web.Request, type_: type[T]) -> T:
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise from_validation(error) from None
     except (UnicodeDecodeError, RecursionError):
-        raise Problem("bad_value", "the body is not UTF-8, or nested too deeply", field="body", accepted="a JSON object") from None
+        raise Problem(
+            "bad_value",
+            "the body is not UTF-8, or nested too deeply",
+            field="body",
+            accepted="a JSON object",
+        ) from None
 
 
 def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
