@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ports import free_port
+
 EXAMPLE = Path(__file__).parents[3] / "examples" / "orders"
 OBJECTS = {
     (item["kind"], item["metadata"]["name"]): item
@@ -51,12 +53,6 @@ def test_its_pods_satisfy_the_restricted_standard(name):
         assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True)
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert container["readinessProbe"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextlib.contextmanager

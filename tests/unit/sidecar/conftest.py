@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+import ports
 from rollbook import frames
 from rollbook.digest import digest, spell
 from rollbook.model import Instance
@@ -229,12 +229,7 @@ def absent_registry(free_port):
 
 @pytest.fixture
 def free_port():
-    def choose() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    return choose
+    return ports.free_port
 
 
 @pytest.fixture
