@@ -12,11 +12,21 @@ import re
 import secrets
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from clusters import Cluster, ClusterError, Helm, Kubectl, Level, UnavailableError, choose, until
+from clusters import (
+    Cluster,
+    ClusterError,
+    Helm,
+    Kubectl,
+    Level,
+    UnavailableError,
+    UnsupportedError,
+    choose,
+    until,
+)
 from clusters.session import DEFAULT_TAG, images_of_the_project, kept, session_lock
 from clusters.tools import say
 
@@ -25,8 +35,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
-NODE_FIXTURES = frozenset({"cluster", "images"})
-FIXTURES = NODE_FIXTURES | {"control_cluster", "kubectl", "helm", "namespace", "kwok"}
+# All the others are made from these.
+FIXTURES = frozenset({"cluster", "control_cluster", "images"})
 
 WAIT_FOR_ANOTHER_RUN = 3600.0
 
@@ -101,24 +111,27 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Bring the cluster up before the first test."""
     config = session.config
     config.stash[GROUND] = ground = Ground()
-    wanted = {name for item in session.items if item.path.is_relative_to(HERE) for name in _wanted(item)} - {
-        "helm"
-    }  # some tests have a helm of their own
+    wanted = {name for item in session.items if item.path.is_relative_to(HERE) for name in _wanted(item)}
     if not wanted or config.option.collectonly:
         return
     # what is wrong is said by each fixture that needs it
     with _on_the_terminal(config), contextlib.suppress(ClusterError):
-        cluster = ground.stand("node" if wanted & NODE_FIXTURES else "control")
+        cluster = ground.stand("node" if "cluster" in wanted else "control")
         if "images" in wanted:
             images_of_the_project(cluster, REPOSITORY, DEFAULT_TAG)
 
 
+@pytest.hookimpl(trylast=True)  # after an interruption, this hook is what ends the fixtures
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Take the cluster down after the last test."""
     ground = session.config.stash.get(GROUND, None)
     if ground is not None:
         with _on_the_terminal(session.config):
-            ground.end()
+            try:
+                ground.end()
+            except ClusterError as error:
+                say(str(error))
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(wrapper=True)
@@ -146,11 +159,33 @@ def _get(request: pytest.FixtureRequest, level: Level) -> Cluster:
             return ground.stand(level)
     except ClusterError as error:
         problem = error
-    if not isinstance(problem, UnavailableError):
-        pytest.fail(str(problem), pytrace=False)
+    if isinstance(problem, UnavailableError):
+        _skip(problem)
+    pytest.fail(str(problem), pytrace=False)
+
+
+def _skip(reason: ClusterError) -> NoReturn:
     if os.environ.get("CI", "").lower() in {"true", "1"}:
-        pytest.fail(f"under CI a test must not be skipped: {problem}", pytrace=False)
-    pytest.skip(str(problem))
+        pytest.fail(f"under CI a test must not be skipped: {reason}", pytrace=False)
+    pytest.skip(str(reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    """Skip tests whose fixtures need what the chosen cluster cannot do."""
+    try:
+        yield
+    except UnsupportedError as error:
+        _skip(error)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Skip tests that need what the chosen cluster cannot do."""
+    try:
+        yield
+    except UnsupportedError as error:
+        _skip(error)
 
 
 @pytest.fixture(scope="session")

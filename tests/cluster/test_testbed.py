@@ -38,6 +38,20 @@ import http.server, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 http.server.HTTPServer(("", 8080), http.server.SimpleHTTPRequestHandler).serve_forever()
 """
+# Where Kubernetes, containerd and CNI keep things, unless told otherwise.
+FOREIGN_PLACES = (
+    "/run/containerd",
+    "/run/flannel",
+    "/opt/cni",
+    "/opt/containerd",
+    "/etc/kubernetes",
+    "/usr/libexec/kubernetes",
+    "/var/lib/cni",
+    "/var/lib/etcd",
+    "/var/lib/kubelet",
+    "/var/log/containers",
+    "/var/log/pods",
+)
 BEGUN = time.time()
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -128,7 +142,7 @@ def footprint() -> dict[str, set[str]]:
         },
         "files": {
             str(path)
-            for root in ("/run/containerd", "/var/log/containers", "/var/lib/cni", "/var/lib/kubelet")
+            for root in FOREIGN_PLACES
             for path in Path(root).rglob("*")
             if path.lstat().st_mtime > BEGUN
         },

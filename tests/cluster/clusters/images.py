@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from clusters.api import ClusterError
 from clusters.tools import CommandError, run, search_path
 
 if TYPE_CHECKING:
@@ -170,7 +171,13 @@ class Buildah:
             mounts.append((Path(configuration.name), Path("/etc/pip.conf")))
             volumes = [f"--volume={host}:{there}{'' if there == INSIDE else ':ro'}" for host, there in mounts]
             command = self.build_command(context, reference, *volumes, "--target", target)
-            run(command, env=env, timeout=timeout)
+            try:
+                run(command, env=env, timeout=timeout)
+            except CommandError as error:
+                said = "\n".join((error.stdout + error.stderr).splitlines()[-40:])
+                raise ClusterError(
+                    f"target {target} of {context}/Dockerfile does not build:\n{said}"
+                ) from None
 
     def export(self, reference: str, archive: Path, *, known: Collection[str] = ()) -> None:
         """Write an image to an archive for `ctr images import`, without the layers that containerd knows.

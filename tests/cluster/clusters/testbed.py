@@ -139,6 +139,8 @@ class Testbed:
         origin = f"{boot_id()} {self.recipe.key} {self.cgroup} {fingerprint(pki, [SOURCES / 'pki.sh'])}"
         note = self.run_dir / "origin"
         if self.run_dir.exists() and not (note.exists() and note.read_text() == origin):
+            if self.running():
+                say("the cluster that runs was made by another version of the testbed: starting from nothing")
             self._down(wipe=True)
         self.run_dir.mkdir(exist_ok=True)
         note.write_text(origin)
@@ -337,6 +339,7 @@ class Testbed:
             "--kube-api-qps=200",
             "--kube-api-burst=400",
             "--concurrent-deployment-syncs=10",
+            f"--flex-volume-plugin-dir={self.run_dir}/kubelet-plugins",  # or it makes one in /usr/libexec
         ]
         probe = f"https://127.0.0.1:{CONTROLLERS_PORT}/healthz"
         return Daemon(

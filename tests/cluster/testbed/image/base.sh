@@ -26,7 +26,7 @@ in_root touch /etc/pip.conf
 in_root mkdir /var/cache/testbed
 # What an image has no use for.
 in_root sh -c 'rm -rf /var/cache/apt/archives/*.deb /var/cache/apt/*.bin /var/lib/apt/lists/* /var/log/* /tmp/* \
-  /usr/share/doc/* /usr/share/man/* /usr/share/info/* /usr/share/locale/*
-  find / -xdev -name __pycache__ -type d -prune -exec rm -rf {} +'
+  /usr/share/doc/* /usr/share/man/* /usr/share/info/* /usr/share/locale/*'
+# The official image has no bytecode; this one keeps it, because each RUN of a build starts pip.
 tar -C "$root" --numeric-owner --one-file-system --exclude=./proc/* --exclude=./sys/* --exclude=./dev/* -cf "$out" .
 rm -rf "$root"
