@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
-# All the others are made from these.
-FIXTURES = frozenset({"cluster", "control_cluster", "images"})
+# All the others are made from the first two.
+FIXTURES = frozenset({"cluster", "control_cluster", "images", "kwok"})
 
 WAIT_FOR_ANOTHER_RUN = 3600.0
 
@@ -119,6 +119,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         cluster = ground.stand("node" if "cluster" in wanted else "control")
         if "images" in wanted:
             images_of_the_project(cluster, REPOSITORY, DEFAULT_TAG)
+        if "kwok" in wanted:
+            cluster.up(ground.level, kwok=True)
 
 
 @pytest.hookimpl(trylast=True)  # after an interruption, this hook is what ends the fixtures
