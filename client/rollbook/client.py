@@ -75,6 +75,21 @@ def session_url(address: str) -> str:
     return f"{scheme}://{host}:{port}/session"
 
 
+def check_addresses(addresses: tuple[str, ...], field: str) -> None:
+    """Check the registries' addresses of a setting.
+
+    Raises:
+        Problem: 400 ``bad_value`` naming the setting, and the address that is wrong.
+    """
+    if not addresses:
+        raise bad_value(field, "", "at least one host[:port]")
+    for address in addresses:
+        try:
+            session_url(address)
+        except Problem as problem:
+            raise bad_value(field, address, problem.accepted) from None
+
+
 class Subscription:
     """A service's list, current for as long as the client is open."""
 

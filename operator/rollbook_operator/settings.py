@@ -9,11 +9,11 @@ import socket
 from pathlib import Path  # noqa: TC003  # rollbook.settings reads the annotations when the program runs
 
 from rollbook import names
-from rollbook.client import session_url
+from rollbook.client import check_addresses
 from rollbook.kube import ACCOUNT_DIR, KubeApi
 from rollbook.logs import FORMATS, LEVELS
 from rollbook.names import MAX_PORT
-from rollbook.problems import Problem, bad_value
+from rollbook.problems import bad_value
 from rollbook.settings import setting
 from rollbook_operator import lease
 
@@ -56,13 +56,7 @@ class OperatorSettings:
     log_format: str = setting("json", "How it is logged.", choices=FORMATS)
 
     def __post_init__(self) -> None:
-        if not self.registry:
-            raise bad_value("--registry", "", "at least one host[:port]")
-        for address in self.registry:
-            try:
-                session_url(address)
-            except Problem as problem:
-                raise bad_value("--registry", address, problem.accepted) from None
+        check_addresses(self.registry, "--registry")
         check_object_name("--lease-name", self.lease_name)
         if self.pod_namespace:
             check_object_name("--pod-namespace", self.pod_namespace)

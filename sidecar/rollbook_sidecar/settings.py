@@ -8,12 +8,12 @@ import socket
 from pathlib import Path  # noqa: TC003  # rollbook.settings reads the annotations when the program runs
 
 from rollbook import names
-from rollbook.client import session_url
+from rollbook.client import check_addresses
 from rollbook.limits import MAX_WEIGHT
 from rollbook.logs import FORMATS, LEVELS
 from rollbook.model import MAX_TIMING_MS
 from rollbook.names import DEFAULT_CLUSTER, DEFAULT_GROUP, DEFAULT_NAMESPACE, MAX_PORT
-from rollbook.problems import Problem, bad_value
+from rollbook.problems import bad_value
 from rollbook.settings import setting
 from rollbook_sidecar import forms, registration
 
@@ -153,13 +153,7 @@ class Settings:
     log_format: str = setting("json", "How it is logged.", choices=FORMATS)
 
     def __post_init__(self) -> None:
-        if not self.registry:
-            raise bad_value("--registry", "", "at least one host[:port]")
-        for address in self.registry:
-            try:
-                session_url(address)
-            except Problem as problem:
-                raise bad_value("--registry", address, problem.accepted) from None
+        check_addresses(self.registry, "--registry")
         self._check_listeners()
         self._check_registration()
         if len({forms.service(item) for item in self.subscribe}) > self.max_services:
