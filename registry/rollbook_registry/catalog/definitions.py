@@ -1,0 +1,126 @@
+"""Definitions: what somebody has laid down and what stays until somebody takes it back (the CP records).
+
+They are kept by a store, acknowledged when they are committed there, and come to the catalog by the store's
+watch. Nothing in them changes by silence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
+
+from rollbook.model import Entry, EntryRef
+
+if TYPE_CHECKING:
+    from rollbook.names import ServiceKey
+
+MIN_CHECK_INTERVAL: Final = 0.5
+"""Seconds; checking more often than this is load, not news."""
+
+
+class Check(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """How the registry finds out whether a persistent instance works.
+
+    Attributes:
+        type: ``tcp`` (a connection), ``http`` (any answer from 200 to 399), or ``none``: it counts as alive.
+        path: of the HTTP request.
+        port: to check, if it isn't the instance's own.
+        interval: seconds between two checks.
+        timeout: seconds that one may take.
+        failures: in a row, until it counts as not alive.
+        successes: in a row, until it counts as alive again.
+    """
+
+    type: Literal["tcp", "http", "none"] = "tcp"
+    path: str = "/"
+    port: int | None = None
+    interval: float = 5.0
+    timeout: float = 1.0
+    failures: int = 3
+    successes: int = 1
+
+
+class Definition(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """A persistent instance. ``check``: its own; else its service's, else the registry's default."""
+
+    entry: Entry
+    check: Check | None = None
+
+
+class Override(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """An administrator's word about an instance, above whatever its publishers say. ``None``: as they say.
+
+    Attributes:
+        reason: why, for people.
+        at: Unix time in seconds at which it was laid down.
+    """
+
+    enabled: bool | None = None
+    weight: float | None = None
+    reason: str = ""
+    at: float = 0.0
+
+
+class ServiceSettings(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """What is laid down about a service. A service that has settings is kept though it is empty.
+
+    Attributes:
+        protect_threshold: share of healthy instances at or below which the list is marked ``protected``;
+            ``None``: never.
+        metadata: free pairs about the service.
+        check: of its persistent instances that have none of their own.
+    """
+
+    protect_threshold: float | None = None
+    metadata: dict[str, str] = {}
+    check: Check | None = None
+
+
+class Namespace(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """A namespace that somebody has named. Others exist while they have services.
+
+    Attributes:
+        title: its name for people.
+        max_services: its quota; ``None``: the registry's default.
+        max_instances: its quota; ``None``: the registry's default.
+    """
+
+    title: str = ""
+    description: str = ""
+    max_services: int | None = None
+    max_instances: int | None = None
+
+
+class Defined(NamedTuple):
+    """A persistent instance was defined, or (``None``) taken back."""
+
+    ref: EntryRef
+    definition: Definition | None
+
+
+class Overridden(NamedTuple):
+    """An override was laid down, or (``None``) lifted."""
+
+    ref: EntryRef
+    override: Override | None
+
+
+class Configured(NamedTuple):
+    """A service's settings were laid down, or (``None``) taken back."""
+
+    service: ServiceKey
+    settings: ServiceSettings | None
+
+
+class Named(NamedTuple):
+    """A namespace was named, or (``None``) its record taken back."""
+
+    namespace: str
+    record: Namespace | None
+
+
+Ruling = Defined | Overridden | Configured | Named
+"""One change of the CP records."""
