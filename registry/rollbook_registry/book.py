@@ -1,12 +1,13 @@
-"""The book: the catalog with its clock, its wheel and its outlets; the one way through which it is changed.
+"""The book: the catalog with its clock, its wheel and its outlets; the one way to change it.
 
-``api -> catalog -> events -> {push, expiry, metrics}``: :meth:`Book.apply` runs a command and hands what
-comes of it on, in order, before anything else runs.
+``api -> catalog -> events -> {push, expiry, store, metrics}``: :meth:`Book.apply` runs a command and hands
+what comes of it on, in order, before anything else runs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -15,15 +16,25 @@ import structlog
 
 from rollbook.clock import AttentiveClock
 from rollbook.problems import Problem
-from rollbook_registry.catalog import Catalog, History, LeaseChanged, Reason, ServiceChanged, Timings
-from rollbook_registry.expiry import Wheel
+from rollbook_registry.catalog import (
+    Catalog,
+    Deadline,
+    Happened,
+    LeaseChanged,
+    Quotas,
+    Reason,
+    ServiceChanged,
+    Timings,
+)
+from rollbook_registry.catalog.history import History
+from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 from rollbook_registry.metrics import BookCollector, Metrics
 from rollbook_registry.push import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rollbook.names import LeaseId
+    from rollbook_registry.catalog import Event
     from rollbook_registry.settings import RegistrySettings
 
 log = structlog.get_logger("rollbook.registry")
@@ -35,6 +46,19 @@ MAX_DEFERRED: Final = 10_000
 
 SWEEP_INTERVAL: Final = 5.0
 """Seconds between looks at what is only remembered."""
+
+_TOLD: Final = {
+    Reason.SILENT,
+    Reason.EXPIRED,
+    Reason.RECOVERED,
+    Reason.PROTECTED,
+    Reason.ADDRESS_FENCED,
+    Reason.FORCED,
+    Reason.HIDDEN,
+    Reason.OVERRIDDEN,
+    Reason.OVERRIDE_LIFTED,
+}
+"""What is logged of entries when nobody asks for more; the rest at level debug."""
 
 
 class Book:
@@ -58,8 +82,10 @@ class Book:
                 remove_after=settings.remove_after,
                 operator_remove_after=settings.operator_remove_after,
                 empty_kept=settings.empty_service_after,
-            )
+            ),
+            Quotas(max_instances=settings.max_instances, max_services=settings.max_services),
         )
+        self.history = History(settings.max_events)
         self.outlet = Outlet(
             boot=self.boot,
             service=self.catalog.service,
@@ -70,10 +96,22 @@ class Book:
         )
         self.metrics.registry.register(BookCollector(self))
         self._clock = clock
+        self._wall = wall
         self._started = clock()
         # Some ticks may be late without harm; a gap that is longer was a stall.
         self._attentive = AttentiveClock(self._started, max_step=max(1.0, 4 * settings.expiry_tick))
-        self._wheel: Wheel[LeaseId] = Wheel(self._started, tick=settings.expiry_tick)
+        self.expiry = Expiry(
+            self.catalog,
+            Wheel(self._started, tick=settings.expiry_tick),
+            Protection(
+                Protected(
+                    share=settings.protection_share,
+                    floor=settings.protection_floor,
+                    window=settings.protection_window,
+                ),
+                random.Random(),  # noqa: S311  # fairness, not secrecy
+            ),
+        )
         self._swept = self._started
         self._deferred: deque[Callable[[Catalog, float], object]] = deque()
         self._deferral = asyncio.Event()
@@ -81,6 +119,8 @@ class Book:
         self._counted = {reason: self.metrics.events.labels(reason.value) for reason in Reason}
         self._log = log.bind()
         self.on_settled: Callable[[], None] = lambda: None
+        self.listeners: list[Callable[[Event], None]] = []
+        """Are told what leases' records have become, and which pods were closed or fenced."""
 
     def now(self) -> float:
         """Return the attentive time that the catalog lives by."""
@@ -122,8 +162,9 @@ class Book:
             missed = self._attentive.lost - lost
             self.metrics.loop_lag_lost.inc(missed)
             log.warning("stalled", seconds=round(missed, 3), effect="nobody is judged by this time")
-        for lease in self._wheel.advance(now):
-            self.catalog.expire(lease, now)
+        protected = self.expiry.protection.active
+        self.expiry.turn(now)
+        self._tell_protection(before=protected)
         if now - self._swept >= SWEEP_INTERVAL:
             self._swept = now
             self.catalog.sweep(now)
@@ -153,25 +194,45 @@ class Book:
                 await asyncio.sleep(0)
 
     def _publish(self) -> None:
+        happened = []
         for event in self.catalog.take_events():
             match event:
                 case ServiceChanged():
                     self.outlet.changed(event)
-                case History():
-                    self._tell(event)
+                case Deadline(lease, at):
+                    self.expiry.watch(lease, at)
+                case Happened():
+                    happened.append(event)
                 case LeaseChanged(lease, term, reason):
                     self._log.debug("lease", lease=lease, term=term, reason=reason.value)
                 case _:
-                    self._wheel.add(event.lease, event.at)
+                    for listener in self.listeners:
+                        listener(event)
+        # After the list has changed, so that history names the revision in which it shows.
+        for event in happened:
+            self._tell(event)
 
-    def _tell(self, event: History) -> None:
+    def _tell_protection(self, *, before: bool) -> None:
+        protection = self.expiry.protection
+        if protection.active and not before:
+            self._log.warning(
+                "protection_begins",
+                kept=protection.kept,
+                effect="so many are silent at once that most of them stay in the book for now",
+            )
+        elif before and not protection.active:
+            self._log.warning("protection_ends")
+
+    def _tell(self, event: Happened) -> None:
         reason = event.reason
+        service = self.catalog.service(event.service)
+        self.history.note(event, at=self._wall(), number=service.number if service else 0)
         self._counted[reason].inc()
         if reason is Reason.SILENT:
             self.metrics.expirations.labels("unhealthy").inc()
         elif reason is Reason.EXPIRED:
             self.metrics.expirations.labels("removed").inc()
-        if reason in {Reason.SILENT, Reason.EXPIRED, Reason.RECOVERED, Reason.ADDRESS_FENCED}:
+        if reason in _TOLD:
             self._log.info(reason.value, service=str(event.service), instance=event.key)
         else:
             self._log.debug(reason.value, service=str(event.service), instance=event.key)

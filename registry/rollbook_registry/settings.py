@@ -86,6 +86,43 @@ class RegistrySettings:
         minimum=0.01,
         maximum=1.0,
     )
+    protection_share: float = setting(
+        0.15,
+        "Share of the leases at the start of a window that may end in it by silence; when more are silent "
+        "at once, the rest are kept for the time being. 1 protects nothing.",
+        minimum=0.0,
+        maximum=1.0,
+        danger="With 0 nothing beyond --protection-floor is ever struck out for silence alone.",
+    )
+    protection_floor: int = setting(
+        20,
+        "Leases that may end by silence in a window in any case.",
+        minimum=0,
+        maximum=1_000_000,
+    )
+    protection_window: float = setting(
+        60.0, "Length of a window of protection.", unit="s", minimum=1.0, maximum=3600.0
+    )
+    stuck_after: float = setting(
+        300.0,
+        "How long a pod may be terminating until the disagreement report names it.",
+        unit="s",
+        minimum=1.0,
+        maximum=86400.0,
+    )
+    max_instances: int = setting(200_000, "Instances in the book, in all.", minimum=1, maximum=10_000_000)
+    max_services: int = setting(
+        50_000,
+        "Services in the book, in all; empty ones that are still listed count.",
+        minimum=1,
+        maximum=10_000_000,
+    )
+    max_events: int = setting(
+        50_000,
+        "Events that are remembered for /events, in all; of one service at most 200.",
+        minimum=0,
+        maximum=1_000_000,
+    )
     max_subscriptions: int = setting(
         10_000, "Subscriptions that one session may hold.", minimum=1, maximum=1_000_000
     )

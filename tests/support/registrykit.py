@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 from rollbook.digest import digest
 from rollbook.model import Entry, EntryRef, Instance
 from rollbook.names import InstanceKey, LeaseId, ServiceKey
-from rollbook_registry.catalog import Catalog, History, LeaseChanged, ServiceChanged, Timings
+from rollbook_registry.catalog import Catalog, Happened, LeaseChanged, ServiceChanged, Timings
 from rollbook_registry.catalog.events import Deadline
 from rollbook_registry.catalog.leases import Kind
-from rollbook_registry.expiry import Wheel
+from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
 ORDERS = ServiceKey("public", "DEFAULT_GROUP", "orders")
 TICK = 0.25
@@ -31,10 +32,15 @@ def a_ref(port: int = 8080, **fields) -> EntryRef:
 class Ledger:
     """A catalog whose time passes as a test says; it holds what a perfect subscriber would hold."""
 
-    def __init__(self, **timings: float) -> None:
-        self.catalog = Catalog(Timings(**timings))
+    def __init__(
+        self, *, ordinal: int = 0, protected: Protected | None = None, quotas=None, **timings: float
+    ) -> None:
+        self.catalog = Catalog(Timings(**timings), quotas, ordinal=ordinal)
         self.now = 0.0
         self.wheel: Wheel[LeaseId] = Wheel(self.now, tick=TICK)
+        # Most tests are about one silence at a time; those about protection ask for it.
+        self.protection = Protection(protected or Protected(share=1.0), random.Random(1))
+        self.expiry = Expiry(self.catalog, self.wheel, self.protection)
         self.events: list = []
         self.mirror: dict[ServiceKey, dict[InstanceKey, Instance]] = {}
         self.numbers: dict[ServiceKey, int] = {}
@@ -52,7 +58,7 @@ class Ledger:
         for event in self.catalog.take_events():
             self.events.append(event)
             if isinstance(event, Deadline):
-                self.wheel.add(event.lease, event.at)
+                self.expiry.watch(event.lease, event.at)
             elif isinstance(event, ServiceChanged):
                 self._apply(event)
 
@@ -124,8 +130,7 @@ class Ledger:
     def step(self) -> None:
         """One tick of the wheel, as the book does it."""
         self.now += TICK
-        for lease in self.wheel.advance(self.now):
-            self.do(lambda c, now, lease=lease: c.expire(lease, now))
+        self.do(lambda _, now: self.expiry.turn(now))
 
     def wait(self, seconds: float, *beating: str) -> None:
         """Let time pass; the leases named beat every 5 s, beginning now."""
@@ -166,4 +171,4 @@ class Ledger:
         return [e for e in self.take() if isinstance(e, ServiceChanged)]
 
     def reasons(self) -> list[str]:
-        return [e.reason.value for e in self.take() if isinstance(e, (History, LeaseChanged))]
+        return [e.reason.value for e in self.take() if isinstance(e, (Happened, LeaseChanged))]

@@ -301,7 +301,7 @@ class Session:
             policy.may_speak_for(self._who, known.owner)
         if self._who.role is Role.POD:
             # A pod that may not speak any more hears so at once, rather than at its first entry.
-            self._book.catalog.pods.check(self._who.pod_uid)
+            self._book.catalog.pods.check(self._who.pod_uid, self._book.now())
         attachment = self._book.apply(
             lambda c, now: c.attach(
                 lease,

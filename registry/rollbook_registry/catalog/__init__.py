@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from rollbook_registry.catalog.catalog import Catalog, Timings
-from rollbook_registry.catalog.events import Event, History, LeaseChanged, Reason, ServiceChanged
+from rollbook_registry.catalog.catalog import Catalog
+from rollbook_registry.catalog.events import (
+    Deadline,
+    Event,
+    Happened,
+    LeaseChanged,
+    PodsMarked,
+    Reason,
+    ServiceChanged,
+    Written,
+)
+from rollbook_registry.catalog.ledger import Timings
+from rollbook_registry.catalog.quotas import Quotas
+from rollbook_registry.catalog.replication import Replicated
 from rollbook_registry.catalog.services import Service
 
 __all__ = [
     "Catalog",
+    "Deadline",
     "Event",
-    "History",
+    "Happened",
     "LeaseChanged",
+    "PodsMarked",
+    "Quotas",
     "Reason",
+    "Replicated",
     "Service",
     "ServiceChanged",
     "Timings",
+    "Written",
 ]

@@ -1,56 +1,37 @@
 """The catalog: the one place where the book is changed, by commands.
 
 Every command takes the (attentive) time, checks everything before it changes anything, and leaves behind
-events, which :meth:`Catalog.take_events` hands out in order.
+events, which :meth:`Catalog.take_events` hands out in order. This page has the commands of clients, of time
+and of the store; those of other replicas are in :mod:`~rollbook_registry.catalog.replication`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, Instance, timing_ms
-from rollbook.names import LeaseId, instance_key
+from rollbook.names import instance_key
 from rollbook.problems import Problem
-from rollbook_registry.catalog.events import (
-    Deadline,
-    Event,
-    History,
-    LeaseChanged,
-    Reason,
-    ServiceChanged,
-)
-from rollbook_registry.catalog.leases import Held, Kind, Lease
-from rollbook_registry.catalog.merge import Visible, marked, merge_endpoint, merge_pod
-from rollbook_registry.catalog.pods import Pods
-from rollbook_registry.catalog.services import Service, Services
+from rollbook_registry.catalog.definitions import Configured, Defined, Named, Overridden
+from rollbook_registry.catalog.events import Happened, LeaseChanged, Reason
+from rollbook_registry.catalog.groups import group_key
+from rollbook_registry.catalog.leases import DEFINITIONS, Held, Kind, Lease
+from rollbook_registry.catalog.ledger import ENDED_KEPT
+from rollbook_registry.catalog.merge import marked
+from rollbook_registry.catalog.quotas import check_quotas
+from rollbook_registry.catalog.records import PodRecord
+from rollbook_registry.catalog.replication import ReplicatedLedger
+from rollbook_registry.catalog.services import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Iterable
 
     from rollbook.frames import GonePod
-    from rollbook.model import Entry, EntryRef
-    from rollbook.names import InstanceKey, ServiceKey
+    from rollbook.model import Entry, EntryRef, Instance
+    from rollbook.names import LeaseId, ServiceKey
+    from rollbook_registry.catalog.definitions import Definition, Ruling, ServiceSettings
 
-ENDED_KEPT: Final = 600.0
-"""Seconds for which an ended lease's term is remembered, so that its late beats are told from new ones."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Timings:
-    """The timers of the book, in seconds; each is a setting.
-
-    Attributes:
-        unhealthy_after: silence after which an entry is not alive.
-        remove_after: silence after which it leaves the book.
-        operator_remove_after: silence after which what an operator entered leaves the book.
-        empty_kept: how long a service without instances stays listed.
-    """
-
-    unhealthy_after: float = 15.0
-    remove_after: float = 30.0
-    operator_remove_after: float = 600.0
-    empty_kept: float = 60.0
+PODS_SWEPT: Final = 60.0
+"""Seconds between looks for fences that are long past."""
 
 
 class Attachment(NamedTuple):
@@ -60,79 +41,14 @@ class Attachment(NamedTuple):
     resumed: bool
 
 
-class _Ended(NamedTuple):
-    term: int
-    at: float
-    owner: str
-
-
-class _Group:
-    """The entries that are merged with each other: those of one pod, or of one endpoint without an owner."""
-
-    __slots__ = ("held", "merge", "visible")
-
-    def __init__(self, merge: Callable[[Collection[Held]], Visible]) -> None:
-        self.merge = merge
-        self.held: dict[tuple[LeaseId, EntryRef], Held] = {}
-        self.visible: Visible = {}
-
-
-_GroupKey = tuple[object, ...]
-
-
-def _group_key(ref: EntryRef) -> _GroupKey:
-    if ref.owner:
-        return (ref.owner,)
-    return (ref.namespace, ref.group, ref.service, ref.ip, ref.port, ref.cluster)
-
-
-class Catalog:
-    """The book.
-
-    Args:
-        timings: its timers.
-    """
-
-    def __init__(self, timings: Timings) -> None:
-        self.timings = timings
-        self.services = Services()
-        self.pods = Pods()
-        self._leases: dict[LeaseId, Lease] = {}
-        self._ended: dict[LeaseId, _Ended] = {}
-        self._removed: dict[tuple[LeaseId, EntryRef], float] = {}
-        """Of plain HTTP clients, who beat each instance by itself: what has ended while the lease goes on."""
-        self._groups: dict[_GroupKey, _Group] = {}
-        self._at_address: dict[str, set[_GroupKey]] = {}
-        self._touched: dict[_GroupKey, None] = {}
-        self._events: list[Event] = []
-        self._order = 0
-        self._number = 0
-        self._epoch = 0
-        self._empty: dict[ServiceKey, None] = {}
+class Catalog(ReplicatedLedger):
+    """The book."""
 
     # --- reading ---------------------------------------------------------------------------------------
 
-    def take_events(self) -> list[Event]:
-        """Return what has happened since the last call, in order."""
-        taken, self._events = self._events, []
-        return taken
-
-    def service(self, key: ServiceKey) -> Service | None:
-        """Return a service, if it is in the book. It is not to be changed."""
-        return self.services.get(key)
-
-    def lease(self, id_: LeaseId) -> Lease | None:
-        """Return a lease, if it is there. It is not to be changed."""
-        return self._leases.get(id_)
-
-    @property
-    def leases(self) -> int:
-        """How many leases there are."""
-        return len(self._leases)
-
     def instance(self, ref: EntryRef, id_: LeaseId) -> Instance | None:
         """Return what the book shows for a lease's entry; of a pod, its operator may show another cluster."""
-        group = self._groups.get(_group_key(ref))
+        group = self.groups.get(group_key(ref))
         if group is None:
             return None
         key = marked(instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster), id_)
@@ -163,7 +79,7 @@ class Catalog:
     def attach(
         self, id_: LeaseId, *, kind: Kind, term: int, holder: object, now: float, epoch: int = 0
     ) -> Attachment:
-        """Take up a lease, new or known, under the next term.
+        """Take up a lease, new or known, here or at another replica, under the next term.
 
         Raises:
             Problem: 409 ``epoch_superseded`` for an operator older than the newest one seen; 403 for a lease
@@ -179,7 +95,7 @@ class Catalog:
         lease.epoch = epoch
         self._heard(lease, now)
         self._events.append(LeaseChanged(id_, lease.term, Reason.ATTACHED))
-        self._flush(now)
+        self._commit(now)
         return Attachment(lease.term, resumed)
 
     def detach(self, id_: LeaseId, holder: object, now: float) -> None:
@@ -192,16 +108,18 @@ class Catalog:
         if lease is None or lease.holder is not holder:
             return
         lease.holder = None
+        self._change_of(lease)
         self._events.append(LeaseChanged(id_, lease.term, Reason.DETACHED))
         if not lease.entries:
             self._forget_lease(lease, Reason.DETACHED, now)
+        self._commit(now)
 
     def release(self, id_: LeaseId, now: float) -> None:
         """End a lease because its client says goodbye; its entries leave the book."""
         lease = self._leases.get(id_)
-        if lease is not None:
+        if lease is not None and lease.origin == self.ordinal:
             self._end(lease, Reason.RELEASED, now)
-            self._flush(now)
+            self._commit(now)
 
     # --- entries ---------------------------------------------------------------------------------------
 
@@ -213,19 +131,18 @@ class Catalog:
 
         Raises:
             Problem: 409 ``lease_ended``, or ``epoch_superseded`` for an operator that another one has
-                replaced; 410 for a closed or fenced pod. Nothing was changed.
+                replaced; 410 for a closed or fenced pod; 429 ``limit_reached`` for a full book. Nothing was
+                changed.
         """
         lease = self._live(id_)
         entries = list(entries)
-        for entry in entries:
-            if entry.owner:
-                self.pods.check(entry.owner)
+        self._check_entries(entries, now)
         for entry in entries:
             self._hold(lease, entry, now)
         if lease.kind is not Kind.HTTP:
             self._heard(lease, now)
         self._watch(lease)
-        self._flush(now)
+        self._commit(now)
         return lease.term
 
     def register_http(self, id_: LeaseId, entry: Entry, *, term: int, now: float) -> int:
@@ -235,50 +152,54 @@ class Catalog:
             The lease's term, one higher than any known or presented.
 
         Raises:
-            Problem: 410 for a closed or fenced pod.
+            Problem: 410 for a closed or fenced pod; 429 ``limit_reached`` for a full book.
         """
-        if entry.owner:
-            self.pods.check(entry.owner)
+        self._check_entries([entry], now)
         lease = self._open(id_, kind=Kind.HTTP, term=term, epoch=0, now=now)
         self._hold(lease, entry, now).term = lease.term
+        lease.protected = False
         self._watch(lease)
-        self._flush(now)
+        self._commit(now)
         return lease.term
 
     def deregister(self, id_: LeaseId, refs: Iterable[EntryRef], now: float) -> None:
         """Take entries of a lease out of the book; unknown ones are no error."""
         lease = self._leases.get(id_)
-        if lease is None:
+        if lease is None or lease.origin != self.ordinal:
             return
         for ref in refs:
             held = lease.entries.get(ref)
             if held is not None:
                 self._let_go(lease, held, Reason.DEREGISTERED, now)
-        if not lease.entries and lease.holder is None:
-            self._forget_lease(lease, Reason.DEREGISTERED, now)
-        self._flush(now)
+        self._forget_if_empty(lease, Reason.DEREGISTERED, now)
+        self._commit(now)
 
-    def deregister_everywhere(self, ref: EntryRef, *, operators: bool, now: float) -> bool:
-        """Take an instance out of the book, whoever entered it; says whether it was there.
+    def deregister_everywhere(
+        self, ref: EntryRef, *, operators: bool, now: float, reason: Reason = Reason.DEREGISTERED
+    ) -> bool:
+        """Take an ephemeral instance out of the book, whoever entered it; says whether it was there.
+
+        What another replica owns, only that one can take out.
 
         Args:
             ref: which one.
             operators: whether that goes for what an operator entered too.
             now: attentive time.
+            reason: why.
         """
-        group = self._groups.get(_group_key(ref))
+        group = self.groups.get(group_key(ref))
         found = [
-            (lease_id, held)
+            (self._leases[lease_id], held)
             for (lease_id, _), held in (group.held.items() if group else ())
             if (held.entry.service_key, held.entry.ip, held.entry.port) == (ref.service_key, ref.ip, ref.port)
-            and (operators or not held.operator)
+            and held.entry.ephemeral
+            and (self._leases[lease_id].origin == self.ordinal or held.orphan)
+            and (operators or held.kind is not Kind.OPERATOR)
         ]
-        for lease_id, held in found:
-            lease = self._leases[lease_id]
-            self._let_go(lease, held, Reason.DEREGISTERED, now)
-            if not lease.entries and lease.holder is None:
-                self._forget_lease(lease, Reason.DEREGISTERED, now)
-        self._flush(now)
+        for lease, held in found:
+            self._let_go(lease, held, reason, now)
+            self._forget_if_empty(lease, reason, now)
+        self._commit(now)
         return bool(found)
 
     # --- beats -----------------------------------------------------------------------------------------
@@ -292,17 +213,17 @@ class Catalog:
         lease = self._leases.get(id_)
         speaker = lease or self._ended.get(id_)
         if speaker is not None and speaker.owner:
-            self.pods.check(speaker.owner)
-        if lease is None or term < lease.term:
+            self.pods.check(speaker.owner, now)
+        if lease is None or term < lease.term or lease.origin != self.ordinal:
             raise Problem("lease_ended", f"lease {id_} has ended; attach and register again")
         self._heard(lease, now)
         if down != lease.down:
             for ref in down ^ lease.down:
                 held = lease.entries.get(ref)
                 if held is not None:
-                    self._set_down(held, down=ref in down)
+                    self._set_down(lease, held, down=ref in down)
             lease.down = down
-        self._flush(now)
+        self._commit(now)
 
     def beat_http(self, id_: LeaseId, ref: EntryRef, *, term: int, now: float) -> None:
         """Hear one instance of a plain HTTP client.
@@ -312,7 +233,7 @@ class Catalog:
                 fenced pod.
         """
         if ref.owner:
-            self.pods.check(ref.owner)
+            self.pods.check(ref.owner, now)
         lease = self._leases.get(id_)
         held = lease.entries.get(ref) if lease is not None else None
         if lease is None or held is None:
@@ -321,76 +242,68 @@ class Catalog:
             raise Problem("unknown_instance", "no such instance; register it, or send a beat that carries it")
         if term and term < held.term:
             raise Problem("stale_term", f"term is {term}, the instance's is {held.term}", field="term")
+        if lease.origin != self.ordinal:
+            # Its replica is lost, or it is this one's to own by now.
+            lease = self._open(id_, kind=Kind.HTTP, term=0, epoch=0, now=now)
         held.seen = now
+        lease.protected = False
         if held.silent:
             self._recover(lease, held)
             self._watch(lease)
         if held.down:
-            self._set_down(held, down=False)
-        self._flush(now)
-
-    def ended(self, id_: LeaseId) -> int | None:
-        """Return the term of a lease that has ended and is still remembered."""
-        ended = self._ended.get(id_)
-        return None if ended is None else ended.term
+            self._set_down(lease, held, down=False)
+        self._commit(now)
 
     def has_ended(self, id_: LeaseId, ref: EntryRef) -> bool:
         """Say whether a plain HTTP client's instance has ended and that is still remembered."""
         return id_ in self._ended or (id_, ref) in self._removed
 
-    def expire(self, id_: LeaseId, now: float) -> None:
-        """Look at a lease whose deadline has come: silent entries turn, or go."""
+    # --- time ------------------------------------------------------------------------------------------
+
+    def expire(self, id_: LeaseId, now: float, *, remove: bool = True) -> None:
+        """Look at a lease whose deadline has come: silent entries turn, or go.
+
+        Args:
+            id_: which lease.
+            now: attentive time.
+            remove: whether what has been silent for too long may go; else it is kept as protected.
+        """
         lease = self._leases.get(id_)
-        if lease is None:
+        if lease is None or lease.origin != self.ordinal or not lease.expires:
             return
+        kept = False
         for held in list(lease.entries.values()):
             idle = now - lease.last_seen(held)
-            if idle >= held.remove_after:
-                self._let_go(lease, held, Reason.EXPIRED, now)
-            elif idle >= held.unhealthy_after and not held.silent:
+            if idle >= held.unhealthy_after and not held.silent and (idle < held.remove_after or not remove):
                 held.silent = True
                 lease.quiet += 1
                 self._note(held, Reason.SILENT)
-        if lease.entries:
-            self._watch(lease)
-        else:
+                self._changed_entry(lease, held.entry.ref)
+            if idle >= held.remove_after:
+                if remove:
+                    self._let_go(lease, held, Reason.EXPIRED, now)
+                    continue
+                kept = True
+                if not lease.protected:
+                    self._note(held, Reason.PROTECTED)
+        lease.protected = kept
+        if not lease.entries:
             self._forget_lease(lease, Reason.EXPIRED, now)
-        self._flush(now)
+        elif not kept:
+            # What is kept is looked at when whoever keeps it says.
+            self._watch(lease)
+        self._commit(now)
 
-    # --- pods ------------------------------------------------------------------------------------------
-
-    def close_pods(self, uids: Iterable[str], now: float) -> None:
-        """Close terminating pods: their entries go at once, and nothing new is taken in their name."""
-        for uid in uids:
-            if self.pods.close(uid, now):
-                self._strike((uid,), Reason.POD_CLOSED, now)
-        self._flush(now)
-
-    def fence_pods(self, gone: Iterable[GonePod], now: float) -> None:
-        """Fence pods that are confirmed gone, and strike out what plain SDKs entered at their addresses."""
-        for pod in gone:
-            if not self.pods.fence(pod.uid, now):
-                continue
-            self._strike((pod.uid,), Reason.POD_FENCED, now)
-            for ip in pod.ips:
-                groups = self._at_address.get(ip, set())
-                # The address may be another pod's by now; what that one registered by itself stays.
-                if not any(len(key) == 1 for key in groups):
-                    for key in list(groups):
-                        self._strike(key, Reason.ADDRESS_FENCED, now)
-        self._flush(now)
-
-    def synced(self, id_: LeaseId, now: float) -> None:
-        """An operator has entered a complete list: what other operators entered may go."""
-        lease = self._live(id_)
-        for other in [o for o in self._leases.values() if o.kind is Kind.OPERATOR and o is not lease]:
-            if other.epoch <= lease.epoch:
-                self._end(other, Reason.SUPERSEDED, now)
-        self._flush(now)
+    def overdue(self, id_: LeaseId, now: float) -> bool:
+        """Say whether something of a lease has been silent for so long that it has to go."""
+        lease = self._leases.get(id_)
+        return lease is not None and lease.origin == self.ordinal and lease.overdue(now)
 
     def sweep(self, now: float) -> None:
         """Let go of what is only remembered: empty services, ended leases, old fences."""
-        self.pods.forget(now)
+        if now - self._swept_pods >= PODS_SWEPT:
+            self._swept_pods = now
+            self.pods.forget(now)
         while self._ended:
             id_ = next(iter(self._ended))
             if now - self._ended[id_].at < ENDED_KEPT:
@@ -405,190 +318,120 @@ class Catalog:
             service = self.services.get(key)
             if service is None or service.emptied is None:
                 del self._empty[key]
-            elif now - service.emptied >= self.timings.empty_kept:
+            elif now - service.emptied >= self.timings.empty_kept and key not in self.rulings.services:
                 self.services.discard(key)
                 del self._empty[key]
+
+    # --- pods ------------------------------------------------------------------------------------------
+
+    def close_pods(self, uids: Iterable[str], now: float) -> None:
+        """Close terminating pods: their entries go at once, and nothing new is taken in their name."""
+        self._mark_pods([PodRecord(uid=uid) for uid in uids], now)
+        self._commit(now)
+
+    def fence_pods(self, gone: Iterable[GonePod], now: float) -> None:
+        """Fence pods that are confirmed gone, and strike out what plain SDKs entered at their addresses."""
+        self._mark_pods([PodRecord(uid=pod.uid, fenced=True, ips=pod.ips) for pod in gone], now)
+        self._commit(now)
+
+    def synced(self, id_: LeaseId, now: float) -> None:
+        """An operator has entered a complete list: what other operators entered may go."""
+        lease = self._live(id_)
+        lease.synced = True
+        self._change_of(lease)
+        self._operators_superseded_by(lease, now)
+        self._commit(now)
+
+    # --- rulings ---------------------------------------------------------------------------------------
+
+    def rule(self, rulings: Iterable[Ruling], now: float) -> None:
+        """Take what the store has laid down, or taken back."""
+        for ruling in rulings:
+            match ruling:
+                case Defined(ref, definition):
+                    self._define(ref, definition, now)
+                case Overridden(ref, override):
+                    known = self.rulings.overrides.pop(ref, None)
+                    if override is not None:
+                        self.rulings.overrides[ref] = override
+                    if known != override:
+                        self._note_override(ref, lifted=override is None)
+                case Configured(service, settings):
+                    self._configure(service, settings, now)
+                case Named(namespace, record):
+                    self.rulings.namespaces.pop(namespace, None)
+                    if record is not None:
+                        self.rulings.namespaces[namespace] = record
+        self._commit(now)
 
     # --- inside ----------------------------------------------------------------------------------------
 
     def _live(self, id_: LeaseId) -> Lease:
         lease = self._leases.get(id_)
-        if lease is None:
+        if lease is None or lease.origin != self.ordinal:
             raise Problem("lease_ended", f"lease {id_} is not attached, or has ended; attach again")
         if lease.kind is Kind.OPERATOR:
             self.check_epoch(lease.epoch)
         return lease
 
-    def _open(self, id_: LeaseId, *, kind: Kind, term: int, epoch: int, now: float) -> Lease:
-        """Take up a lease under the next term: the known one, or a new one in the place of one that ended."""
-        lease = self._leases.get(id_)
-        if lease is None:
-            ended = self._ended.pop(id_, None)
-            lease = Lease(id_, kind=kind, term=ended.term if ended else 0, epoch=epoch, seen=now)
-            self._leases[id_] = lease
-        elif lease.kind is not kind:
-            raise Problem("forbidden", f"lease {id_} is of kind {lease.kind.value}", field="kind")
-        lease.term = max(lease.term, term) + 1
-        return lease
+    def _check_entries(self, entries: list[Entry], now: float) -> None:
+        for entry in entries:
+            if entry.owner:
+                self.pods.check(entry.owner, now)
+        check_quotas(
+            entries, quotas=self.quotas, groups=self.groups, services=self.services, rulings=self.rulings
+        )
 
-    def _hold(self, lease: Lease, entry: Entry, now: float) -> Held:
-        ref = entry.ref
-        operator = lease.kind is Kind.OPERATOR
-        old = lease.entries.get(ref)
-        if old is not None and old.silent:
-            lease.quiet -= 1
-        self._order += 1
-        unhealthy = timing_ms(entry.metadata, UNHEALTHY_AFTER_KEY) if entry.metadata else None
-        remove = timing_ms(entry.metadata, REMOVE_AFTER_KEY) if entry.metadata else None
-        remove_default = self.timings.operator_remove_after if operator else self.timings.remove_after
+    def _forget_if_empty(self, lease: Lease, reason: Reason, now: float) -> None:
+        if not lease.entries and lease.holder is None and lease.origin == self.ordinal and lease.expires:
+            self._forget_lease(lease, reason, now)
+
+    def _define(self, ref: EntryRef, definition: Definition | None, now: float) -> None:
+        lease = self._leases.get(DEFINITIONS)
+        if definition is None:
+            self.rulings.definitions.pop(ref, None)
+            held = lease.entries.get(ref) if lease is not None else None
+            if lease is not None and held is not None:
+                self._let_go(lease, held, Reason.UNDEFINED, now)
+                if not lease.entries:
+                    del self._leases[DEFINITIONS]
+            return
+        if lease is None:
+            lease = self._leases[DEFINITIONS] = Lease(
+                DEFINITIONS, kind=Kind.DEFINITIONS, origin=self.ordinal, term=1, epoch=0, seen=now
+            )
+        self.rulings.definitions[ref] = definition
+        entry = definition.entry
         held = Held(
             entry=entry,
-            lease=lease.id,
-            operator=operator,
-            epoch=lease.epoch,
-            order=self._order,
-            term=old.term if old is not None else lease.term,
+            lease=DEFINITIONS,
+            kind=Kind.DEFINITIONS,
+            epoch=0,
+            order=0,
+            since=0,
+            term=1,
             seen=now,
-            unhealthy_after=unhealthy / 1000 if unhealthy and not operator else self.timings.unhealthy_after,
-            remove_after=remove / 1000 if remove and not operator else remove_default,
-            down=entry.alive is not True,
-            proven=entry.alive is not None,
+            unhealthy_after=self.timings.unhealthy_after,
+            remove_after=self.timings.remove_after,
+            down=entry.alive is False,
         )
-        lease.entries[ref] = held
-        self._removed.pop((lease.id, ref), None)
-        lease.owner = lease.owner or ("" if operator else entry.owner)
-        if held.down != (ref in lease.down):
-            lease.down ^= {ref}
-        key = _group_key(ref)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Group(merge_pod if ref.owner else merge_endpoint)
-        if not operator:
-            self._supersede(lease, group, held)
-        group.held[lease.id, ref] = held
-        self._at_address.setdefault(ref.ip, set()).add(key)
-        if old is None:
-            self._note(held, Reason.REGISTERED)
-        elif old.entry != entry or old.silent:
-            self._note(held, Reason.UPDATED)
-        self._touched[key] = None
-        return held
+        self._put(lease, held, now)
 
-    def _supersede(self, lease: Lease, group: _Group, held: Held) -> None:
-        """Let go of what an earlier process at the same endpoint left behind, once its session is gone."""
-        entry = held.entry
-        for (other_id, _), other in list(group.held.items()):
-            same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
-            if other_id != lease.id and same and not other.operator:
-                holder = self._leases[other_id]
-                if holder.holder is None and holder.kind is Kind.SESSION:
-                    self._let_go(holder, other, Reason.SUPERSEDED, held.seen)
-                    if not holder.entries:
-                        self._forget_lease(holder, Reason.SUPERSEDED, held.seen)
+    def _note_override(self, ref: EntryRef, *, lifted: bool) -> None:
+        key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
+        reason = Reason.OVERRIDE_LIFTED if lifted else Reason.OVERRIDDEN
+        self._events.append(Happened(ref.service_key, key, DEFINITIONS, reason))
+        self.groups.touch(ref)
 
-    def _let_go(self, lease: Lease, held: Held, reason: Reason, now: float) -> None:
-        ref = held.entry.ref
-        del lease.entries[ref]
-        if lease.kind is Kind.HTTP:
-            self._removed[lease.id, ref] = now
-        lease.quiet -= held.silent
-        lease.down -= {ref}
-        key = _group_key(ref)
-        group = self._groups[key]
-        del group.held[lease.id, ref]
-        if not any(h.entry.ip == ref.ip for h in group.held.values()):
-            groups = self._at_address[ref.ip]
-            groups.discard(key)
-            if not groups:
-                del self._at_address[ref.ip]
-        self._note(held, reason)
-
-    def _strike(self, key: _GroupKey, reason: Reason, now: float) -> None:
-        """Let go of all entries of a group, whoever holds them."""
-        group = self._groups.get(key)
-        for (lease_id, _), held in list(group.held.items()) if group else ():
-            lease = self._leases[lease_id]
-            self._let_go(lease, held, reason, now)
-            if not lease.entries and lease.holder is None:
-                self._forget_lease(lease, reason, now)
-
-    def _end(self, lease: Lease, reason: Reason, now: float) -> None:
-        for held in list(lease.entries.values()):
-            self._let_go(lease, held, reason, now)
-        self._forget_lease(lease, reason, now)
-
-    def _forget_lease(self, lease: Lease, reason: Reason, now: float) -> None:
-        del self._leases[lease.id]
-        self._ended.pop(lease.id, None)
-        self._ended[lease.id] = _Ended(lease.term, now, lease.owner)
-        self._events.append(LeaseChanged(lease.id, lease.term, reason))
-
-    def _heard(self, lease: Lease, now: float) -> None:
-        lease.seen = now
-        if lease.quiet:
-            for held in lease.entries.values():
-                if held.silent:
-                    self._recover(lease, held)
-            # The wheel looks again when it would have been removed; it can turn silent before.
-            self._watch(lease)
-
-    def _recover(self, lease: Lease, held: Held) -> None:
-        held.silent = False
-        lease.quiet -= 1
-        self._note(held, Reason.RECOVERED)
-
-    def _set_down(self, held: Held, *, down: bool) -> None:
-        if held.down != down:
-            held.down = down
-            held.proven = True
-            self._note(held, Reason.APPLICATION_DOWN if down else Reason.APPLICATION_UP)
-
-    def _watch(self, lease: Lease) -> None:
-        deadline = lease.deadline()
-        if deadline is not None:
-            self._events.append(Deadline(lease.id, deadline))
-
-    def _note(self, held: Held, reason: Reason) -> None:
-        entry = held.entry
-        key = instance_key(ip=entry.ip, port=entry.port, cluster=entry.cluster, owner=entry.owner)
-        self._events.append(History(entry.service_key, key, held.lease, reason))
-        self._touched[_group_key(entry.ref)] = None
-
-    def _flush(self, now: float) -> None:
-        """Merge what was touched again, and tell each service's difference once: additions first."""
-        if not self._touched:
-            return
-        put: dict[ServiceKey, list[Instance]] = {}
-        drop: dict[ServiceKey, list[InstanceKey]] = {}
-        for key in self._touched:
-            group = self._groups.get(key)
-            if group is None:
-                continue
-            before, group.visible = group.visible, group.merge(group.held.values())
-            for where, instance in group.visible.items():
-                if before.get(where) != instance:
-                    put.setdefault(where[0], []).append(instance)
-            for where in before:
-                if where not in group.visible:
-                    drop.setdefault(where[0], []).append(where[1])
-            if not group.held:
-                del self._groups[key]
-        self._touched.clear()
-        for name in {**put, **drop}:
-            self._change(name, put.get(name, []), drop.get(name, []), now)
-
-    def _change(self, name: ServiceKey, put: list[Instance], drop: list[InstanceKey], now: float) -> None:
-        service = self.services.get(name)
-        if service is None:
-            service = Service(name, number=0, now=now)
-            self.services.add(service)
-        for instance in put:
-            service.put(instance)
-        for key in drop:
-            service.drop(key)
-        self._number += 1
-        change = ServiceChanged(name, service.number, self._number, tuple(put), tuple(drop))
-        service.record(change, now)
-        if not service.instances:
-            self._empty[name] = None
-        self._events.append(change)
+    def _configure(self, key: ServiceKey, settings: ServiceSettings | None, now: float) -> None:
+        before = self.rulings.protect_threshold(key)
+        self.rulings.services.pop(key, None)
+        if settings is not None:
+            self.rulings.services[key] = settings
+            if self.services.get(key) is None:
+                # Kept although it is empty; it goes with its settings.
+                self.services.add(Service(key, number=0, now=now))
+                self._empty[key] = None
+        if self.rulings.protect_threshold(key) != before:
+            # Nobody's instance has changed, but what their share of healthy ones means has.
+            self._change_service(key, [], [], now)

@@ -1,4 +1,4 @@
-"""What comes out of the catalog: changes for subscribers, and the reason for each, for people."""
+"""What comes out of the catalog: changes, for subscribers and replicas, and the reason for each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from rollbook.model import Instance
     from rollbook.names import InstanceKey, LeaseId, ServiceKey
+    from rollbook_registry.catalog.records import LeaseWrite, PodRecord
 
 
 class Reason(StrEnum):
@@ -16,12 +17,16 @@ class Reason(StrEnum):
     REGISTERED = "registered"
     UPDATED = "updated"
     DEREGISTERED = "deregistered"
+    FORCED = "forced"
+    """An administrator had it struck out, whoever entered it."""
     SILENT = "silent"
     """No beat for ``unhealthy_after``: not alive."""
     RECOVERED = "recovered"
     """A beat came after silence."""
     EXPIRED = "expired"
     """No beat for ``remove_after``: out of the book."""
+    PROTECTED = "protected"
+    """No beat for ``remove_after``, but so many are silent that it is kept for now."""
     APPLICATION_DOWN = "application_down"
     APPLICATION_UP = "application_up"
     POD_CLOSED = "pod_closed"
@@ -34,6 +39,23 @@ class Reason(StrEnum):
     """Its publisher said goodbye."""
     ATTACHED = "attached"
     DETACHED = "detached"
+    YIELDED = "yielded"
+    """Its client went on at another replica, under a higher term."""
+    TAKEN_UP = "taken_up"
+    """Its client came here from another replica."""
+    ORPHANED = "orphaned"
+    """The replica that owns it is lost; it is kept as last known."""
+    ADOPTED = "reasserted"
+    """The replica that owns it is back."""
+    HIDDEN = "hidden"
+    """The replica that owns it stayed away, and nobody took it up."""
+    RESTORED = "restored"
+    """Back from the snapshot, or from a peer's copy, after a restart."""
+    DEFINED = "defined"
+    UNDEFINED = "undefined"
+    OVERRIDDEN = "overridden"
+    """An administrator's word stands above what its publishers say."""
+    OVERRIDE_LIFTED = "override_lifted"
 
 
 class ServiceChanged(NamedTuple):
@@ -52,14 +74,14 @@ class ServiceChanged(NamedTuple):
 
 
 class LeaseChanged(NamedTuple):
-    """A lease was attached, detached or ended."""
+    """Something happened to a lease as a whole."""
 
     lease: LeaseId
     term: int
     reason: Reason
 
 
-class History(NamedTuple):
+class Happened(NamedTuple):
     """Something happened to an entry, and why."""
 
     service: ServiceKey
@@ -75,4 +97,16 @@ class Deadline(NamedTuple):
     at: float
 
 
-Event = ServiceChanged | LeaseChanged | History | Deadline
+class Written(NamedTuple):
+    """A lease that this replica owns has another record now; others, and the disk, are to know."""
+
+    write: LeaseWrite
+
+
+class PodsMarked(NamedTuple):
+    """Pods were closed or fenced that were not before."""
+
+    pods: tuple[PodRecord, ...]
+
+
+Event = ServiceChanged | LeaseChanged | Happened | Deadline | Written | PodsMarked

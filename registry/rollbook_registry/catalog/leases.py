@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -11,10 +11,16 @@ from rollbook.model import Entry, EntryRef
 from rollbook.names import LeaseId
 
 HTTP_LEASES: Final = "http/"
-"""What the ids of plain HTTP clients' leases begin with (``http/ip:port``); no session may take one."""
+"""What the ids of plain HTTP clients' leases begin with (``http/ip:port``)."""
+
+CHECKER_LEASES: Final = "checker/"
+"""What the ids of the registry's own checkers begin with (``checker/ordinal``)."""
+
+DEFINITIONS: Final = LeaseId("definitions")
+"""The lease that holds the persistent instances, as the store has them."""
 
 
-class Kind(Enum):
+class Kind(StrEnum):
     """What sort of publisher holds a lease."""
 
     SESSION = "session"
@@ -23,13 +29,23 @@ class Kind(Enum):
     """A plain HTTP client; it has no connection, and beats each of its instances by itself."""
     OPERATOR = "operator"
     """Speaks for Kubernetes: settings and readiness."""
+    CHECKER = "checker"
+    """A registry's own checks of persistent instances."""
+    DEFINITIONS = "definitions"
+    """The store: what has been defined to be there. Every replica reads it there by itself."""
+
+
+def check_unreserved(id_: LeaseId) -> bool:
+    """Say whether a client may give its lease this id."""
+    return id_ != DEFINITIONS and not id_.startswith((HTTP_LEASES, CHECKER_LEASES))
 
 
 class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
     """An entry as its lease holds it.
 
     Attributes:
-        order: grows with every registration; of two that speak for the same, the newer counts.
+        order: grows with every registration on any replica; of two that speak for the same, the newer counts.
+        since: ``order`` at its first registration under its lease.
         term: of the lease when it was entered; a plain HTTP client has one for each of its instances.
         seen: attentive time of the last sign of life for this entry alone.
         unhealthy_after: seconds of silence after which it is not alive.
@@ -37,13 +53,15 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
         down: its publisher says that the application does not work, or does not know yet.
         proven: its publisher has said once whether the application works.
         silent: it was silent for ``unhealthy_after``.
+        orphan: the replica that owns its lease is lost; it stays as last known.
     """
 
     entry: Entry
     lease: LeaseId
-    operator: bool
+    kind: Kind
     epoch: int
     order: int
+    since: int
     term: int
     seen: float
     unhealthy_after: float
@@ -51,6 +69,7 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
     down: bool = False
     proven: bool = True
     silent: bool = False
+    orphan: bool = False
 
     @property
     def alive(self) -> bool:
@@ -67,32 +86,77 @@ class Lease:
     """One publisher's presence.
 
     Attributes:
+        origin: the replica that owns it, and alone writes it.
         term: the incarnation; see ``docs/architecture.md``.
+        n: grows with every write, whatever the term.
         holder: the session that it is attached to; ``None`` while it is detached or plain HTTP.
+        attached: of another replica's lease: whether a session there holds it.
+        orphan: its replica is lost.
+        synced: of an operator: it has entered a complete list.
         seen: attentive time of the last beat.
         owner: the pod that it speaks for, once it has entered something for one.
         down: what the last beat named as not working, to see at a glance that nothing changed.
         quiet: how many of its entries are silent.
+        protected: it is overdue, and only protection keeps it.
     """
 
-    __slots__ = ("down", "entries", "epoch", "holder", "id", "kind", "owner", "quiet", "seen", "term")
+    __slots__ = (
+        "attached",
+        "down",
+        "entries",
+        "epoch",
+        "holder",
+        "id",
+        "kind",
+        "n",
+        "origin",
+        "orphan",
+        "owner",
+        "protected",
+        "quiet",
+        "seen",
+        "synced",
+        "term",
+    )
 
-    def __init__(self, id_: LeaseId, *, kind: Kind, term: int, epoch: int, seen: float) -> None:
+    def __init__(self, id_: LeaseId, *, kind: Kind, origin: int, term: int, epoch: int, seen: float) -> None:
         self.id = id_
         self.kind = kind
+        self.origin = origin
         self.term = term
+        self.n = 0
         self.epoch = epoch
         self.holder: object | None = None
+        self.attached = False
+        self.orphan = False
+        self.synced = False
         self.seen = seen
         self.owner = ""
         self.entries: dict[EntryRef, Held] = {}
         self.down: frozenset[EntryRef] = frozenset()
         self.quiet = 0
+        self.protected = False
+
+    @property
+    def replicated(self) -> bool:
+        """Whether other replicas hear of it from its owner."""
+        return self.kind is not Kind.DEFINITIONS
+
+    @property
+    def expires(self) -> bool:
+        """Whether silence ends it: the registry's own leases are never silent."""
+        return self.kind not in {Kind.DEFINITIONS, Kind.CHECKER}
 
     def last_seen(self, held: Held) -> float:
         """When an entry last gave a sign of life: by a beat of the whole lease, or its own."""
         return max(self.seen, held.seen)
 
     def deadline(self) -> float | None:
-        """When the first of its entries will have been silent for too long; ``None`` with no entries."""
+        """When the first of its entries will have been silent for too long; ``None`` if none ever is."""
+        if not self.expires:
+            return None
         return min((self.last_seen(held) + held.patience for held in self.entries.values()), default=None)
+
+    def overdue(self, now: float) -> bool:
+        """Whether one of its entries has been silent for so long that it has to go."""
+        return self.expires and any(now - self.last_seen(h) >= h.remove_after for h in self.entries.values())

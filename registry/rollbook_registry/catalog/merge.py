@@ -14,11 +14,16 @@ Pure functions; this page holds all of the rules:
   that its application works, whatever the one before it said.
 - Entries without an owner stay apart, as Nacos keeps them; equal ones are shown once. The first has the
   plain key, the others' keys end in a mark of their lease.
+- A persistent instance is its definition's; the newest verdict of a checker says whether it is alive.
+- What a lost replica's leases say counts only where nobody else speaks for the same endpoint.
+
+Nothing here depends on the order in which entries arrived at this replica, so that all show the same.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import xxhash
@@ -26,76 +31,212 @@ import xxhash
 from rollbook.digest import spell
 from rollbook.model import Instance
 from rollbook.names import InstanceKey, ServiceKey, instance_key
+from rollbook_registry.catalog.leases import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from rollbook.names import LeaseId
     from rollbook_registry.catalog.leases import Held
 
-Visible = dict[tuple[ServiceKey, InstanceKey], Instance]
+Where = tuple[ServiceKey, InstanceKey]
+Visible = dict[Where, Instance]
 
 
-def merge_pod(entries: Collection[Held]) -> Visible:
-    """Merge what is said about one pod."""
-    operators = [h for h in entries if h.operator]
-    publishers = sorted((h for h in entries if not h.operator), key=lambda h: h.order)
-    if not operators:
-        shown = {}
-        for held in publishers:  # the newest last, so that it counts
-            instance = _instance(held, ready=True, alive=held.alive, unconfirmed=False)
-            shown[held.entry.service_key, instance.key] = instance
-        return shown
+class Why(StrEnum):
+    """Which rule decided about an entry; the sentence for people is its value."""
+
+    BEATS = "its publisher beats and says that the application works"
+    SILENT = "its publisher is silent"
+    APPLICATION_DOWN = "its publisher beats and says that the application does not work"
+    UNPROVEN = "its publisher has not yet seen the application work"
+    PROBED = "its sidecar has not checked the application yet, and its readiness probe vouches for it"
+    UNPROBED = "its sidecar has not checked the application yet, and no readiness probe vouches for it"
+    POD_ANSWERS = "its sidecar answers for the pod, but does not know this port"
+    POD_SILENT = "its sidecar does not know this port, and is silent"
+    OPERATOR_ONLY = "only the operator speaks for it"
+    UNCONFIRMED = "the operator that entered it is silent, and nobody else speaks for it"
+    DEFINED = "it is defined to be there, and not checked"
+    CHECKED = "the registry's check of it succeeded last"
+    CHECK_FAILED = "the registry's check of it failed last"
+    BEATS_REQUIRED = "not shown: it has a sidecar, and that does not beat"
+    NOT_NAMED = "not shown: the operator speaks for its pod, and does not name it"
+    PUBLISHER = "it says so of the pod that the operator speaks for"
+    OLDER = "not shown: a newer entry speaks for the same"
+    EQUAL = "not shown: an equal entry is"
+    ORPHAN = "not shown: its replica is lost, and somebody else speaks for the same"
+    VERDICT = "it is a check's verdict about a persistent instance"
+
+
+_SILENCES = {Why.BEATS_REQUIRED, Why.SILENT, Why.POD_SILENT}
+
+
+class Judgement(NamedTuple):
+    """What the rules make of one entry.
+
+    Attributes:
+        instance: what is shown for it, if anything is.
+    """
+
+    held: Held
+    why: Why
+    where: Where | None = None
+    instance: Instance | None = None
+
+    @property
+    def shown(self) -> Instance:
+        """What is shown for it. Only of what is."""
+        assert self.instance is not None  # noqa: S101  # whoever asks has made it so
+        return self.instance
+
+
+class Merged(NamedTuple):
+    """What everybody sees of one pod, or one endpoint.
+
+    Attributes:
+        silent: Kubernetes calls the pod ready, and nobody beats for it.
+    """
+
+    visible: Visible
+    silent: bool
+
+
+def merge(entries: Collection[Held]) -> Merged:
+    """Merge what is said about one pod, or one endpoint."""
+    visible: Visible = {}
+    silent = False
+    for judgement in judge(entries):
+        if judgement.where is not None and judgement.instance is not None:
+            visible[judgement.where] = judgement.instance
+        silent = silent or (judgement.why in _SILENCES and judgement.held.entry.ready is True)
+    return Merged(visible, silent)
+
+
+def judge(entries: Collection[Held]) -> Iterator[Judgement]:
+    """Apply the rules to each entry about one pod, or one endpoint. What is shown last counts."""
+    owned = next((h.entry.owner for h in entries), "")
+    return _judge_pod(entries) if owned else _judge_endpoint(entries)
+
+
+def _newest(entries: Collection[Held]) -> list[Held]:
+    """Sort by age, the newest last. Two replicas may have given the same number; the lease's id decides."""
+    return sorted(entries, key=lambda h: (h.order, h.lease)) if len(entries) > 1 else list(entries)
+
+
+def _alive(held: Held) -> Why:
+    if held.silent:
+        return Why.SILENT
+    if held.down:
+        return Why.APPLICATION_DOWN if held.proven else Why.UNPROVEN
+    return Why.BEATS
+
+
+# --- pods ------------------------------------------------------------------------------------------------
+
+
+def _judge_pod(entries: Collection[Held]) -> Iterator[Judgement]:
+    operators = [h for h in entries if h.kind is Kind.OPERATOR]
+    publishers = _newest([h for h in entries if h.kind is not Kind.OPERATOR])
+    vouched = {_endpoint(h) for h in publishers if not h.orphan}
+    if vouched:
+        orphans = [h for h in publishers if h.orphan and _endpoint(h) in vouched]
+        if orphans:
+            yield from (Judgement(h, Why.ORPHAN) for h in orphans)
+            publishers = [h for h in publishers if h not in orphans]
+    if operators:
+        yield from _judge_confirmed(operators, publishers)
+        return
+    for held in publishers:  # the newest last, so that it counts
+        yield _shown(held, _alive(held), alive=held.alive)
+
+
+def _judge_confirmed(operators: list[Held], publishers: list[Held]) -> Iterator[Judgement]:
     newest = {}
     # What an older operator entered stays until the newer one has said that its list is complete.
-    for held in sorted(operators, key=lambda h: (h.epoch, h.order)):
-        newest[held.entry.service_key, held.entry.ip, held.entry.port] = held
+    for held in sorted(operators, key=lambda h: (h.epoch, h.order, h.lease)):
+        newest[_endpoint(held)] = held
     addresses = {h.entry.ip for h in operators}
     confirmed = [h for h in publishers if h.entry.ip in addresses]
-    shown = {}
+    for held in publishers:
+        yield Judgement(held, Why.PUBLISHER if held.entry.ip in addresses else Why.NOT_NAMED)
+    for held in operators:
+        if newest[_endpoint(held)] is not held:
+            yield Judgement(held, Why.OLDER)
     for held in newest.values():
-        answer = _answer(held, confirmed)
-        if answer is None and held.entry.beats_required:
-            continue
-        instance = _instance(
-            held,
-            ready=held.entry.ready is not False,
-            # Its silence is the operator's, not the pod's: it is shown as last known.
-            alive=not held.down if answer is None else answer,
-            unconfirmed=answer is None and held.silent,
-        )
-        shown[held.entry.service_key, instance.key] = instance
-    return shown
+        why, alive = _answer(held, confirmed)
+        if held.entry.beats_required and why in {Why.OPERATOR_ONLY, Why.UNCONFIRMED}:
+            yield Judgement(held, Why.BEATS_REQUIRED)
+        else:
+            yield _shown(held, why, alive=alive, ready=held.entry.ready is not False)
 
 
-def _answer(operator: Held, publishers: list[Held]) -> bool | None:
-    """What the pod's own publishers say about an operator's entry; ``None``: nobody answers for the pod."""
-    same = [h for h in publishers if (h.entry.ip, h.entry.port) == (operator.entry.ip, operator.entry.port)]
+def _endpoint(held: Held) -> tuple[ServiceKey, str, int]:
+    return held.entry.service_key, held.entry.ip, held.entry.port
+
+
+def _answer(operator: Held, publishers: list[Held]) -> tuple[Why, bool]:
+    """What the pod's own publishers say about an operator's entry, and which rule makes it so."""
+    entry = operator.entry
+    same = [h for h in publishers if (h.entry.ip, h.entry.port) == (entry.ip, entry.port)]
     if same:
         held = same[-1]
         if held.proven or held.silent:
-            return held.alive
-        return operator.entry.probed and operator.entry.ready is True
-    # The sidecar does not know this port (it was annotated later): it answers for the pod, not for the port.
-    return any(not h.silent for h in publishers) if publishers else None
+            return _alive(held), held.alive
+        probed = entry.probed and entry.ready is True
+        return (Why.PROBED, True) if probed else (Why.UNPROBED, False)
+    if publishers:
+        # The sidecar does not know this port (it was annotated later): it answers for the pod, not the port.
+        answers = any(not h.silent for h in publishers)
+        return (Why.POD_ANSWERS, True) if answers else (Why.POD_SILENT, False)
+    # Its silence is the operator's, not the pod's: it is shown as last known.
+    return (Why.UNCONFIRMED if operator.silent else Why.OPERATOR_ONLY), not operator.down
 
 
-def merge_endpoint(entries: Collection[Held]) -> Visible:
-    """Merge what is said about one endpoint without an owner: equal ones once, others side by side."""
-    shown: Visible = {}
+# --- endpoints without an owner -----------------------------------------------------------------------------
+
+
+def _judge_endpoint(entries: Collection[Held]) -> Iterator[Judgement]:
     seen: list[Instance] = []
-    # As they came, not by order: who registers again keeps the key that subscribers know.
+    publishers = []
     for held in entries:
-        instance = _instance(held, ready=True, alive=held.alive, unconfirmed=False)
-        if instance in seen:
-            continue
-        if seen:
-            key = marked(instance.key, held.lease)
-            shown[held.entry.service_key, key] = msgspec.structs.replace(instance, key=key)
+        if held.kind is Kind.DEFINITIONS:
+            judgement = _judge_definition(held, [h for h in entries if h.kind is Kind.CHECKER])
+            seen.append(judgement.shown)
+            yield judgement
+        elif held.kind is Kind.CHECKER:
+            yield Judgement(held, Why.VERDICT)
         else:
-            shown[held.entry.service_key, instance.key] = instance
-        seen.append(instance)
-    return shown
+            publishers.append(held)
+    if len(publishers) > 1:
+        # Who registers again keeps the key that subscribers know.
+        publishers.sort(key=lambda h: (h.since, h.lease))
+    live = any(not h.orphan for h in publishers)
+    for held in publishers:
+        if held.orphan and live:
+            yield Judgement(held, Why.ORPHAN)
+            continue
+        judgement = _shown(held, _alive(held), alive=held.alive)
+        if judgement.shown in seen:
+            yield Judgement(held, Why.EQUAL)
+            continue
+        seen.append(judgement.shown)
+        yield judgement if len(seen) == 1 else _apart(judgement)
+
+
+def _judge_definition(definition: Held, verdicts: list[Held]) -> Judgement:
+    if not verdicts:
+        return _shown(definition, Why.DEFINED, alive=not definition.down)
+    failed = _newest(verdicts)[-1].down
+    return _shown(definition, Why.CHECK_FAILED if failed else Why.CHECKED, alive=not failed)
+
+
+def _apart(judgement: Judgement) -> Judgement:
+    """Show an instance beside another one at the same endpoint, under a key of its own."""
+    instance = judgement.shown
+    key = marked(instance.key, judgement.held.lease)
+    return judgement._replace(
+        where=(judgement.held.entry.service_key, key), instance=msgspec.structs.replace(instance, key=key)
+    )
 
 
 def marked(key: InstanceKey, lease: LeaseId) -> InstanceKey:
@@ -103,9 +244,9 @@ def marked(key: InstanceKey, lease: LeaseId) -> InstanceKey:
     return InstanceKey(f"{key}~{spell(xxhash.xxh64_intdigest(lease.encode()))}")
 
 
-def _instance(held: Held, *, ready: bool, alive: bool, unconfirmed: bool) -> Instance:
+def _shown(held: Held, why: Why, *, alive: bool, ready: bool = True) -> Judgement:
     entry = held.entry
-    return Instance(
+    instance = Instance(
         key=instance_key(ip=entry.ip, port=entry.port, cluster=entry.cluster, owner=entry.owner),
         ip=entry.ip,
         port=entry.port,
@@ -115,9 +256,10 @@ def _instance(held: Held, *, ready: bool, alive: bool, unconfirmed: bool) -> Ins
         healthy=ready and alive,
         ready=ready,
         alive=alive,
-        unconfirmed=unconfirmed,
+        unconfirmed=why is Why.UNCONFIRMED,
         ephemeral=entry.ephemeral,
         instance_id=entry.instance_id or f"{entry.service}:{entry.port}:{entry.owner or entry.ip}",
         owner=entry.owner,
         metadata=entry.metadata,
     )
+    return Judgement(held, why, (entry.service_key, instance.key), instance)

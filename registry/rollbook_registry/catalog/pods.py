@@ -2,55 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rollbook.problems import Problem
+from rollbook_registry.catalog.records import PodRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FENCE_KEPT: Final = 24 * 3600.0
 """Seconds for which a fence is remembered: longer than any token that a pod could still hold."""
+
+
+class Marked(NamedTuple):
+    """A pod that may not speak.
+
+    Attributes:
+        at: attentive time at which that was learnt; before this process' life, it is negative.
+    """
+
+    at: float
+    ips: tuple[str, ...] = ()
 
 
 class Pods:
     """Which pods are closed (terminating) and fenced (confirmed gone)."""
 
     def __init__(self) -> None:
-        self._closed: dict[str, float] = {}
-        self._fenced: dict[str, float] = {}
+        self._closed: dict[str, Marked] = {}
+        self._fenced: dict[str, Marked] = {}
+        self._spoke: dict[str, float] = {}
+        """When somebody last spoke in the name of a fenced pod."""
 
-    def close(self, uid: str, now: float) -> bool:
+    def close(self, uid: str, at: float) -> bool:
         """Close a pod; says whether that is news."""
         if uid in self._closed or uid in self._fenced:
             return False
-        self._closed[uid] = now
+        self._closed[uid] = Marked(at)
         return True
 
-    def fence(self, uid: str, now: float) -> bool:
+    def fence(self, uid: str, at: float, ips: tuple[str, ...] = ()) -> bool:
         """Fence a pod; says whether that is news."""
         self._closed.pop(uid, None)
         news = uid not in self._fenced
         if news:
-            self._fenced[uid] = now
+            self._fenced[uid] = Marked(at, ips)
         return news
 
-    def check(self, uid: str) -> None:
+    def check(self, uid: str, now: float) -> None:
         """Refuse what speaks in the name of a closed or fenced pod.
 
         Raises:
             Problem: 410 ``pod_terminating`` or ``pod_gone``.
         """
         if uid in self._fenced:
+            self._spoke[uid] = now
             raise Problem("pod_gone", f"pod {uid} is confirmed gone; nothing speaks in its name any more")
         if uid in self._closed:
             raise Problem("pod_terminating", f"pod {uid} is terminating and leaves the book")
 
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._closed or uid in self._fenced
+
     def forget(self, now: float) -> None:
         """Let go of what is older than :data:`FENCE_KEPT`."""
         for kept in (self._fenced, self._closed):
-            while kept:
-                uid = next(iter(kept))
-                if now - kept[uid] < FENCE_KEPT:
-                    break
+            # Not in order of age: some were learnt from the disk or from a peer.
+            for uid in [u for u, marked in kept.items() if now - marked.at >= FENCE_KEPT]:
                 del kept[uid]
+                self._spoke.pop(uid, None)
+
+    def records(self, now: float) -> Iterator[PodRecord]:
+        """All of them, for peers and for the disk."""
+        for uid, marked in self._closed.items():
+            yield PodRecord(uid=uid, age=now - marked.at)
+        for uid, marked in self._fenced.items():
+            yield PodRecord(uid=uid, fenced=True, age=now - marked.at, ips=list(marked.ips))
+
+    def state(self, uid: str) -> str:
+        """``closed``, ``fenced``, or nothing."""
+        return "fenced" if uid in self._fenced else "closed" if uid in self._closed else ""
+
+    def zombies(self, now: float, within: float) -> Iterator[tuple[str, float]]:
+        """Fenced pods in whose name somebody spoke in the last so many seconds, and how long ago."""
+        for uid, at in self._spoke.items():
+            if now - at <= within:
+                yield uid, now - at
+
+    def terminating(self, now: float, longer_than: float) -> Iterator[tuple[str, float]]:
+        """Closed pods that have not been confirmed gone for so many seconds, and for how long."""
+        for uid, marked in self._closed.items():
+            if now - marked.at >= longer_than:
+                yield uid, now - marked.at
 
     @property
     def closed(self) -> int:

@@ -7,11 +7,16 @@ from a peer or from the disk, begins with a full grace period.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from rollbook.model import Entry, EntryRef
 from rollbook.names import LeaseId
 from rollbook_registry.catalog.leases import Kind
+
+YIELDED: Final = "yielded"
+"""The reason of an end that is none: :attr:`~rollbook_registry.catalog.events.Reason.YIELDED`."""
 
 
 class EntryRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -49,6 +54,7 @@ class LeaseWrite(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
         put: entries that are new or different.
         drop: names of entries that are gone.
         ended: the lease is no more; nothing else matters then.
+        reason: of what it drops or ends, as a :class:`~rollbook_registry.catalog.events.Reason`'s code.
     """
 
     id: LeaseId
@@ -63,6 +69,12 @@ class LeaseWrite(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     put: list[EntryRecord] = []
     drop: list[EntryRef] = []
     ended: bool = False
+    reason: str = ""
+
+    @property
+    def yielded(self) -> bool:
+        """Whether it ended here because its client went on at another replica, whose record is on its way."""
+        return self.ended and self.reason == YIELDED
 
     @property
     def version(self) -> tuple[int, int]:

@@ -76,11 +76,41 @@ class Service:
         return put, [k for k in touched if k not in self.instances]
 
 
+class Usage:
+    """How much is in a namespace."""
+
+    __slots__ = ("instances", "services")
+
+    def __init__(self) -> None:
+        self.instances = 0
+        self.services = 0
+
+
+_NOTHING: Final = Usage()
+
+
 class Services:
     """All services, by namespace."""
 
     def __init__(self) -> None:
         self._namespaces: dict[str, dict[tuple[str, str], Service]] = {}
+        self._usage: dict[str, Usage] = {}
+        self._count = 0
+        self.instances = 0
+        """Instances in all services."""
+
+    def usage(self, namespace: str) -> Usage:
+        """Return how much is in a namespace. It is not to be changed."""
+        return self._usage.get(namespace, _NOTHING)
+
+    def namespaces(self) -> Iterator[str]:
+        """The namespaces that have services."""
+        yield from self._namespaces
+
+    def grown(self, service: Service, by: int) -> None:
+        """Take notice of how many instances a service got, or lost."""
+        self.instances += by
+        self._usage[service.key.namespace].instances += by
 
     def get(self, key: ServiceKey) -> Service | None:
         """Return a service, if it is there."""
@@ -91,13 +121,19 @@ class Services:
         """Add a service that isn't there."""
         key = service.key
         self._namespaces.setdefault(key.namespace, {})[key.group, key.name] = service
+        self._usage.setdefault(key.namespace, Usage()).services += 1
+        self._count += 1
 
     def discard(self, key: ServiceKey) -> None:
         """Remove a service, and its namespace with the last one."""
         namespace = self._namespaces.get(key.namespace, {})
-        namespace.pop((key.group, key.name), None)
+        if namespace.pop((key.group, key.name), None) is None:
+            return
+        self._count -= 1
+        self._usage[key.namespace].services -= 1
         if not namespace:
-            self._namespaces.pop(key.namespace, None)
+            del self._namespaces[key.namespace]
+            del self._usage[key.namespace]
 
     def __iter__(self) -> Iterator[Service]:
         for namespace in self._namespaces.values():
@@ -108,4 +144,4 @@ class Services:
         yield from self._namespaces.get(namespace, {}).values()
 
     def __len__(self) -> int:
-        return sum(len(services) for services in self._namespaces.values())
+        return self._count

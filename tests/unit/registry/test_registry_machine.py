@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from registrykit import TICK, Ledger, an_entry
 from rollbook.frames import GonePod
 from rollbook.problems import Problem
-from rollbook_registry.catalog.catalog import _group_key
+from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.merge import merge
 
 SESSIONS = ("a", "b", "c")
 OPERATORS = ("op1", "op2")
@@ -228,11 +229,11 @@ class Book(RuleBasedStateMachine):
         for lease, ref, held in self.held():
             assert held.lease == lease.id
             assert held.entry.ref == ref
-            by_group[_group_key(ref)].add(held)
-        assert {key: set(g.held.values()) for key, g in catalog._groups.items()} == by_group
+            by_group[group_key(ref)].add(held)
+        assert {key: set(g.held.values()) for key, g in catalog.groups._groups.items()} == by_group
         merged = defaultdict(dict)
-        for group in catalog._groups.values():
-            for (service, key), instance in group.merge(group.held.values()).items():
+        for group in catalog.groups._groups.values():
+            for (service, key), instance in merge(group.held.values()).visible.items():
                 assert key not in merged[service]
                 merged[service][key] = instance
         for service in catalog.services:
@@ -295,8 +296,8 @@ class Book(RuleBasedStateMachine):
     def the_address_index_is_exact(self):
         addresses = defaultdict(set)
         for _, ref, _ in self.held():
-            addresses[ref.ip].add(_group_key(ref))
-        assert self.ledger.catalog._at_address == addresses
+            addresses[ref.ip].add(group_key(ref))
+        assert self.ledger.catalog.groups._at_address == addresses
 
     @invariant()
     def nobody_is_kept_who_is_neither_attached_nor_holds_anything(self):
@@ -313,7 +314,12 @@ class Book(RuleBasedStateMachine):
             self.ledger.wait(610.0)
         assert self.held() == []
         assert (catalog._leases, catalog._ended, catalog._removed) == ({}, {}, {})
-        assert (catalog._groups, catalog._at_address, catalog._touched, catalog._empty) == ({}, {}, {}, {})
+        assert (
+            catalog.groups._groups,
+            catalog.groups._at_address,
+            catalog.groups._touched,
+            catalog._empty,
+        ) == ({}, {}, {}, {})
         assert len(catalog.services) == 0
         assert len(self.ledger.wheel) == 0
         assert not any(self.ledger.mirror.values())

@@ -7,6 +7,7 @@ import pytest
 from registrykit import Ledger, a_ref, an_entry
 from rollbook.frames import GonePod
 from rollbook.problems import Problem
+from rollbook_registry.catalog.catalog import PODS_SWEPT
 from rollbook_registry.catalog.pods import FENCE_KEPT
 
 
@@ -144,6 +145,6 @@ def test_a_fence_outlives_every_token(ledger):
     ledger.do(lambda c, now: c.sweep(now))
     with pytest.raises(Problem):
         ledger.register_http(an_entry(owner="u"))
-    ledger.now += 1
+    ledger.now += PODS_SWEPT
     ledger.do(lambda c, now: c.sweep(now))
     assert (ledger.catalog.pods.closed, ledger.catalog.pods.fenced) == (0, 0)

@@ -1,0 +1,70 @@
+"""History: what has happened to a service, and why; bounded, in memory, oldest out first."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rollbook.names import InstanceKey, ServiceKey
+    from rollbook_registry.catalog.events import Happened, Reason
+
+PER_SERVICE: Final = 200
+"""Events of one service that are remembered at most."""
+
+
+class Past(NamedTuple):
+    """Something that has happened to an instance.
+
+    Attributes:
+        at: Unix time in seconds.
+        number: the service's list as it was afterwards; the second part of its revision.
+    """
+
+    at: float
+    key: InstanceKey
+    reason: Reason
+    lease: str
+    number: int
+
+
+class History:
+    """What has happened lately.
+
+    Args:
+        capacity: events in all; beyond it the oldest of all services are forgotten.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._by_service: dict[ServiceKey, deque[Past]] = {}
+        self._order: deque[ServiceKey] = deque()
+
+    def note(self, event: Happened, *, at: float, number: int) -> None:
+        """Remember an event."""
+        events = self._by_service.get(event.service)
+        if events is None:
+            events = self._by_service[event.service] = deque()
+        events.append(Past(at, event.key, event.reason, event.lease, number))
+        if len(events) > PER_SERVICE:
+            # It takes over the place of its own oldest, so that a busy service pushes nobody else's out.
+            events.popleft()
+        else:
+            self._order.append(event.service)
+        while len(self._order) > self._capacity:
+            self._forget(self._order.popleft())
+
+    def _forget(self, service: ServiceKey) -> None:
+        events = self._by_service[service]
+        events.popleft()
+        if not events:
+            del self._by_service[service]
+
+    def of(self, service: ServiceKey) -> Iterator[Past]:
+        """What is remembered of a service, the newest first."""
+        yield from reversed(self._by_service.get(service, ()))
+
+    def __len__(self) -> int:
+        return len(self._order)

@@ -1,0 +1,511 @@
+"""The ledger: the book's state, and the few ways in which a command may change it.
+
+What is here keeps the maps in agreement with each other and works out what a change means: which instances
+everybody sees, which records other replicas and the disk are to have, and why. Which changes are allowed is
+decided by the commands, in :mod:`~rollbook_registry.catalog.catalog` for clients and in
+:mod:`~rollbook_registry.catalog.replication` for other replicas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, timing_ms
+from rollbook.names import instance_key
+from rollbook.problems import Problem
+from rollbook_registry.catalog.events import (
+    Deadline,
+    Event,
+    Happened,
+    LeaseChanged,
+    PodsMarked,
+    Reason,
+    ServiceChanged,
+    Written,
+)
+from rollbook_registry.catalog.groups import Groups, is_pod
+from rollbook_registry.catalog.leases import Held, Kind, Lease
+from rollbook_registry.catalog.pods import Pods
+from rollbook_registry.catalog.quotas import Quotas
+from rollbook_registry.catalog.records import EntryRecord, LeaseWrite
+from rollbook_registry.catalog.rulings import Rulings
+from rollbook_registry.catalog.services import Service, Services
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rollbook.model import Entry, EntryRef, Instance
+    from rollbook.names import InstanceKey, LeaseId, ServiceKey
+    from rollbook_registry.catalog.groups import Group, GroupKey
+    from rollbook_registry.catalog.records import PodRecord
+
+ENDED_KEPT: Final = 600.0
+"""Seconds for which an ended lease's term is remembered, so that its late beats are told from new ones."""
+
+MAX_ENDED: Final = 100_000
+"""Ended leases, and ended instances of plain HTTP clients, that are remembered; then the oldest are not."""
+
+_CONFIRMED: Final = {
+    Reason.DEREGISTERED,
+    Reason.FORCED,
+    Reason.POD_CLOSED,
+    Reason.POD_FENCED,
+    Reason.RELEASED,
+    Reason.SUPERSEDED,
+}
+"""Ends that somebody vouches for, as opposed to those by silence."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timings:
+    """The timers of the book, in seconds; each is a setting.
+
+    Attributes:
+        unhealthy_after: silence after which an entry is not alive.
+        remove_after: silence after which it leaves the book.
+        operator_remove_after: silence after which what an operator entered leaves the book.
+        empty_kept: how long a service without instances stays listed.
+    """
+
+    unhealthy_after: float = 15.0
+    remove_after: float = 30.0
+    operator_remove_after: float = 600.0
+    empty_kept: float = 60.0
+
+
+class Ended(NamedTuple):
+    """What is remembered of a lease that has ended."""
+
+    term: int
+    at: float
+    owner: str
+
+
+class _Changes:
+    """What a command has changed in one lease's record so far."""
+
+    __slots__ = ("drop", "put", "reason", "whole")
+
+    def __init__(self) -> None:
+        self.whole = False
+        self.put: dict[EntryRef, None] = {}
+        self.drop: dict[EntryRef, None] = {}
+        self.reason = ""
+
+
+class Ledger:
+    """The book's state.
+
+    Args:
+        timings: its timers.
+        quotas: how large it may become.
+        ordinal: which replica this is.
+    """
+
+    def __init__(self, timings: Timings, quotas: Quotas | None = None, *, ordinal: int = 0) -> None:
+        self.timings = timings
+        self.quotas = quotas or Quotas()
+        self.ordinal = ordinal
+        self.services = Services()
+        self.pods = Pods()
+        self.groups = Groups()
+        self.rulings = Rulings()
+        self.confirmed = 0
+        """How many leases have ended otherwise than by silence, since the start."""
+        self._leases: dict[LeaseId, Lease] = {}
+        self._ended: dict[LeaseId, Ended] = {}
+        self._removed: dict[tuple[LeaseId, EntryRef], float] = {}
+        """Of plain HTTP clients, who beat each instance by itself: what has ended while the lease goes on."""
+        self._changed: dict[LeaseId, _Changes] = {}
+        self._events: list[Event] = []
+        self._order = 0
+        self._number = 0
+        self._epoch = 0
+        self._synced: tuple[int, LeaseId] | None = None
+        """The operator's epoch and lease that has last said that its list is complete."""
+        self._empty: dict[ServiceKey, None] = {}
+        self._swept_pods = 0.0
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def take_events(self) -> list[Event]:
+        """Return what has happened since the last call, in order."""
+        taken, self._events = self._events, []
+        return taken
+
+    def service(self, key: ServiceKey) -> Service | None:
+        """Return a service, if it is in the book. It is not to be changed."""
+        return self.services.get(key)
+
+    def lease(self, id_: LeaseId) -> Lease | None:
+        """Return a lease, if it is there. It is not to be changed."""
+        return self._leases.get(id_)
+
+    @property
+    def leases(self) -> int:
+        """How many leases there are."""
+        return len(self._leases)
+
+    def ended(self, id_: LeaseId) -> int | None:
+        """Return the term of a lease that has ended and is still remembered."""
+        ended = self._ended.get(id_)
+        return None if ended is None else ended.term
+
+    def own(self) -> Iterator[LeaseId]:
+        """The leases that this replica owns, and others hear of."""
+        for lease in self._leases.values():
+            if lease.origin == self.ordinal and lease.replicated:
+                yield lease.id
+
+    def record(self, id_: LeaseId) -> LeaseWrite | None:
+        """Return a lease's whole record, if it is there."""
+        lease = self._leases.get(id_)
+        if lease is None:
+            return None
+        return self._write(lease, put=[_record(held) for held in lease.entries.values()], whole=True)
+
+    def pod_records(self, now: float) -> Iterator[PodRecord]:
+        """The pods that are closed or fenced."""
+        return self.pods.records(now)
+
+    # --- leases ----------------------------------------------------------------------------------------
+
+    def _open(self, id_: LeaseId, *, kind: Kind, term: int, epoch: int, now: float) -> Lease:
+        """Take up a lease under the next term: one's own, another replica's, or a new one.
+
+        Raises:
+            Problem: 403 for a lease of another kind.
+        """
+        lease = self._leases.get(id_)
+        if lease is None:
+            ended = self._ended.pop(id_, None)
+            lease = Lease(
+                id_, kind=kind, origin=self.ordinal, term=ended.term if ended else 0, epoch=epoch, seen=now
+            )
+            self._leases[id_] = lease
+        elif lease.kind is not kind:
+            raise Problem("forbidden", f"lease {id_} is of kind {lease.kind.value}", field="kind")
+        elif lease.origin != self.ordinal:
+            self._events.append(LeaseChanged(id_, lease.term, Reason.TAKEN_UP))
+            lease.origin = self.ordinal
+            lease.attached = False
+            self._freeze(lease, orphan=False)
+            for held in lease.entries.values():
+                held.seen = now
+            self._watch(lease)
+        lease.term = max(lease.term, term) + 1
+        # Whoever did not take the record of the former term has nothing to apply a difference to.
+        self._change_of(lease).whole = True
+        return lease
+
+    def _freeze(self, lease: Lease, *, orphan: bool) -> None:
+        lease.orphan = orphan
+        for ref, held in lease.entries.items():
+            held.orphan = orphan
+            self.groups.touch(ref)
+
+    def _forget_lease(self, lease: Lease, reason: Reason, now: float) -> None:
+        del self._leases[lease.id]
+        self._ended.pop(lease.id, None)
+        self._ended[lease.id] = Ended(lease.term, now, lease.owner)
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+        if lease.origin == self.ordinal and lease.replicated:
+            self._changed.pop(lease.id, None)
+            lease.n += 1
+            self._events.append(Written(self._write(lease, ended=True, reason=reason.value)))
+            self.confirmed += reason in _CONFIRMED
+        self._events.append(LeaseChanged(lease.id, lease.term, reason))
+
+    def _end(self, lease: Lease, reason: Reason, now: float) -> None:
+        for held in list(lease.entries.values()):
+            self._let_go(lease, held, reason, now)
+        self._forget_lease(lease, reason, now)
+
+    # --- entries ---------------------------------------------------------------------------------------
+
+    def _hold(self, lease: Lease, entry: Entry, now: float) -> Held:
+        """Enter what one's own client says."""
+        ref = entry.ref
+        old = lease.entries.get(ref)
+        operator = lease.kind is Kind.OPERATOR
+        self._order += 1
+        unhealthy_after, remove_after = self._patience(lease, entry)
+        held = Held(
+            entry=entry,
+            lease=lease.id,
+            kind=lease.kind,
+            epoch=lease.epoch,
+            order=self._order,
+            since=old.since if old is not None else self._order,
+            term=old.term if old is not None else lease.term,
+            seen=now,
+            unhealthy_after=unhealthy_after,
+            remove_after=remove_after,
+            down=entry.alive is not True,
+            proven=entry.alive is not None,
+        )
+        self._removed.pop((lease.id, ref), None)
+        lease.owner = lease.owner or ("" if operator else entry.owner)
+        self._put(lease, held, now)
+        return held
+
+    def _patience(self, lease: Lease, entry: Entry) -> tuple[float, float]:
+        """Seconds of silence until an entry is not alive, and until it is out: its own, or the book's."""
+        if lease.kind is Kind.OPERATOR:
+            return self.timings.unhealthy_after, self.timings.operator_remove_after
+        unhealthy = timing_ms(entry.metadata, UNHEALTHY_AFTER_KEY) if entry.metadata else None
+        remove = timing_ms(entry.metadata, REMOVE_AFTER_KEY) if entry.metadata else None
+        return (
+            unhealthy / 1000 if unhealthy else self.timings.unhealthy_after,
+            remove / 1000 if remove else self.timings.remove_after,
+        )
+
+    def _put(self, lease: Lease, held: Held, now: float) -> None:
+        """Have a lease hold an entry, in the place of what it said before."""
+        ref = held.entry.ref
+        old = lease.entries.get(ref)
+        lease.quiet += held.silent - (old is not None and old.silent)
+        lease.entries[ref] = held
+        if held.down != (ref in lease.down):
+            lease.down ^= {ref}
+        group = self.groups.add(held)
+        if held.kind is Kind.SESSION or held.kind is Kind.HTTP:
+            self._supersede(lease, group, held, now)
+        if old is None:
+            self._note(held, Reason.DEFINED if held.kind is Kind.DEFINITIONS else Reason.REGISTERED)
+        elif old.entry != held.entry or (old.silent and not held.silent):
+            self._note(held, Reason.UPDATED)
+        self._changed_entry(lease, ref)
+
+    def _supersede(self, lease: Lease, group: Group, held: Held, now: float) -> None:
+        """Let go of what an earlier process at the same endpoint left behind, once its session is gone.
+
+        Only of one's own leases: another replica does so with its own when it hears of the newer entry.
+        """
+        entry = held.entry
+        for (other_id, _), other in list(group.held.items()):
+            same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
+            if other_id != lease.id and same and other.kind is Kind.SESSION and other.order < held.order:
+                former = self._leases[other_id]
+                if former.holder is None and former.origin == self.ordinal:
+                    self._let_go(former, other, Reason.SUPERSEDED, now)
+                    if not former.entries:
+                        self._forget_lease(former, Reason.SUPERSEDED, now)
+
+    def _let_go(self, lease: Lease, held: Held, reason: Reason, now: float) -> None:
+        ref = held.entry.ref
+        del lease.entries[ref]
+        if lease.kind is Kind.HTTP:
+            self._removed[lease.id, ref] = now
+            if len(self._removed) > MAX_ENDED:
+                del self._removed[next(iter(self._removed))]
+        lease.quiet -= held.silent
+        lease.down -= {ref}
+        self.groups.remove(held)
+        self._note(held, reason)
+        if self._is_written(lease):
+            changes = self._change_of(lease)
+            changes.put.pop(ref, None)
+            changes.drop[ref] = None
+            changes.reason = reason.value
+
+    def _strike(self, key: GroupKey, reason: Reason, now: float, *, every: bool) -> None:
+        """Let go of the entries of a group.
+
+        Args:
+            key: of which group.
+            reason: why.
+            now: attentive time.
+            every: whoever's they are. Else only of leases that this replica may write: its own and orphans.
+        """
+        group = self.groups.get(key)
+        for (lease_id, _), held in list(group.held.items()) if group else ():
+            lease = self._leases[lease_id]
+            own = lease.origin == self.ordinal
+            if not (own or every or lease.orphan) or lease.kind is Kind.DEFINITIONS:
+                continue
+            self._let_go(lease, held, reason, now)
+            if own and not lease.entries and lease.holder is None:
+                self._forget_lease(lease, reason, now)
+
+    # --- pods ------------------------------------------------------------------------------------------
+
+    def _mark_pods(self, records: Iterable[PodRecord], now: float) -> None:
+        """Close and fence pods. What is no news does nothing."""
+        news = []
+        for record in records:
+            at = now - record.age
+            if not record.fenced:
+                if self.pods.close(record.uid, at):
+                    news.append(record)
+                    self._strike((record.uid,), Reason.POD_CLOSED, now, every=True)
+                continue
+            if not self.pods.fence(record.uid, at, tuple(record.ips)):
+                continue
+            news.append(record)
+            self._strike((record.uid,), Reason.POD_FENCED, now, every=True)
+            # Learnt late, from a peer or from the disk, it says nothing about who is at the address today.
+            if record.age <= self.timings.remove_after:
+                for ip in record.ips:
+                    self._fence_address(ip, now)
+        if news:
+            self._events.append(PodsMarked(tuple(news)))
+
+    def _fence_address(self, ip: str, now: float) -> None:
+        groups = self.groups.at_address(ip)
+        # The address may be another pod's by now; what that one registered by itself stays.
+        if not any(is_pod(key) for key in groups):
+            for key in groups:
+                self._strike(key, Reason.ADDRESS_FENCED, now, every=False)
+
+    def _operators_superseded_by(self, lease: Lease, now: float) -> None:
+        """An operator's list is complete: what other operators entered goes, whoever owns their leases."""
+        self._synced = max(self._synced or (lease.epoch, lease.id), (lease.epoch, lease.id))
+        for other in [o for o in self._leases.values() if o.kind is Kind.OPERATOR and o is not lease]:
+            if other.epoch <= lease.epoch:
+                self._end(other, Reason.SUPERSEDED, now)
+
+    # --- health ----------------------------------------------------------------------------------------
+
+    def _heard(self, lease: Lease, now: float) -> None:
+        lease.seen = now
+        lease.protected = False
+        if lease.quiet:
+            for held in lease.entries.values():
+                if held.silent:
+                    self._recover(lease, held)
+            # The wheel looks again when it would have been removed; it can turn silent before.
+            self._watch(lease)
+
+    def _recover(self, lease: Lease, held: Held) -> None:
+        held.silent = False
+        lease.quiet -= 1
+        self._note(held, Reason.RECOVERED)
+        self._changed_entry(lease, held.entry.ref)
+
+    def _set_down(self, lease: Lease, held: Held, *, down: bool) -> None:
+        if held.down != down:
+            held.down = down
+            held.proven = True
+            self._note(held, Reason.APPLICATION_DOWN if down else Reason.APPLICATION_UP)
+            self._changed_entry(lease, held.entry.ref)
+
+    def _watch(self, lease: Lease) -> None:
+        deadline = lease.deadline() if lease.origin == self.ordinal else None
+        if deadline is not None:
+            self._events.append(Deadline(lease.id, deadline))
+
+    # --- what comes of it ------------------------------------------------------------------------------
+
+    def _note(self, held: Held, reason: Reason) -> None:
+        entry = held.entry
+        key = instance_key(ip=entry.ip, port=entry.port, cluster=entry.cluster, owner=entry.owner)
+        self._events.append(Happened(entry.service_key, key, held.lease, reason))
+        self.groups.touch(entry.ref)
+
+    def _is_written(self, lease: Lease) -> bool:
+        return lease.origin == self.ordinal and lease.replicated
+
+    def _change_of(self, lease: Lease) -> _Changes:
+        changes = self._changed.get(lease.id)
+        if changes is None:
+            changes = self._changed[lease.id] = _Changes()
+        return changes
+
+    def _changed_entry(self, lease: Lease, ref: EntryRef) -> None:
+        if self._is_written(lease):
+            changes = self._change_of(lease)
+            changes.drop.pop(ref, None)
+            changes.put[ref] = None
+
+    def _write(
+        self,
+        lease: Lease,
+        *,
+        put: list[EntryRecord] | None = None,
+        drop: list[EntryRef] | None = None,
+        whole: bool = False,
+        ended: bool = False,
+        reason: str = "",
+    ) -> LeaseWrite:
+        return LeaseWrite(
+            id=lease.id,
+            kind=lease.kind,
+            term=lease.term,
+            n=lease.n,
+            owner=lease.owner,
+            epoch=lease.epoch,
+            synced=lease.synced,
+            attached=lease.holder is not None or lease.attached,
+            whole=whole,
+            put=put or [],
+            drop=drop or [],
+            ended=ended,
+            reason=reason,
+        )
+
+    def _commit(self, now: float) -> None:
+        """End a command: merge what was touched again, and tell what has changed, additions first."""
+        if self.groups.touched:
+            self._tell_services(now)
+        if self._changed:
+            changed, self._changed = self._changed, {}
+            for id_, changes in changed.items():
+                lease = self._leases[id_]
+                lease.n += 1
+                put: Iterable[EntryRef] = lease.entries if changes.whole else changes.put
+                write = self._write(
+                    lease,
+                    put=[_record(lease.entries[ref]) for ref in put],
+                    drop=[] if changes.whole else list(changes.drop),
+                    whole=changes.whole,
+                    reason=changes.reason,
+                )
+                self._events.append(Written(write))
+
+    def _tell_services(self, now: float) -> None:
+        put: dict[ServiceKey, list[Instance]] = {}
+        drop: dict[ServiceKey, list[InstanceKey]] = {}
+        for before, after in self.groups.merge_touched(now, self.rulings.override):
+            for where, instance in after.items():
+                if before.get(where) != instance:
+                    put.setdefault(where[0], []).append(instance)
+            for where in before:
+                if where not in after:
+                    drop.setdefault(where[0], []).append(where[1])
+        for name in {**put, **drop}:
+            self._change_service(name, put.get(name, []), drop.get(name, []), now)
+
+    def _change_service(
+        self, name: ServiceKey, put: list[Instance], drop: list[InstanceKey], now: float
+    ) -> None:
+        service = self.services.get(name)
+        if service is None:
+            service = Service(name, number=0, now=now)
+            self.services.add(service)
+        held = len(service.instances)
+        for instance in put:
+            service.put(instance)
+        for key in drop:
+            service.drop(key)
+        self.services.grown(service, len(service.instances) - held)
+        self._number += 1
+        change = ServiceChanged(name, service.number, self._number, tuple(put), tuple(drop))
+        service.record(change, now)
+        if not service.instances:
+            self._empty[name] = None
+        self._events.append(change)
+
+
+def _record(held: Held) -> EntryRecord:
+    return EntryRecord(
+        entry=held.entry,
+        order=held.order,
+        since=held.since,
+        term=held.term,
+        down=held.down,
+        proven=held.proven,
+        silent=held.silent,
+    )

@@ -1,0 +1,74 @@
+"""Quotas: how much may be in the book, in all and per namespace."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from rollbook.problems import Problem
+from rollbook_registry.catalog.groups import group_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rollbook.model import Entry
+    from rollbook_registry.catalog.groups import Groups
+    from rollbook_registry.catalog.rulings import Rulings
+    from rollbook_registry.catalog.services import Services
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quotas:
+    """The limits of the whole book; each is a setting.
+
+    Attributes:
+        max_instances: instances in all.
+        max_services: services in all, those that are empty but still listed included.
+    """
+
+    max_instances: int = 200_000
+    max_services: int = 50_000
+
+
+def check_quotas(
+    entries: Iterable[Entry], *, quotas: Quotas, groups: Groups, services: Services, rulings: Rulings
+) -> None:
+    """Refuse what would make the book, or a namespace, larger than it may be.
+
+    What is there already may always be said again, at a full quota too.
+
+    Raises:
+        Problem: 429 ``limit_reached``, naming the limit, whose it is, and where it is set.
+    """
+    instances: dict[str, set[object]] = {}
+    names: dict[str, set[object]] = {}
+    for entry in entries:
+        group = groups.get(group_key(entry.ref))
+        if group is None or not group.held:
+            instances.setdefault(entry.namespace, set()).add(entry.ref)
+            if services.get(entry.service_key) is None:
+                names.setdefault(entry.namespace, set()).add(entry.service_key)
+    if not instances:
+        return
+    _check("instances", services.instances, sum(map(len, instances.values())), quotas.max_instances)
+    _check("services", len(services), sum(map(len, names.values())), quotas.max_services)
+    for namespace, new in instances.items():
+        record = rulings.namespaces.get(namespace)
+        if record is None:
+            continue
+        held = services.usage(namespace)
+        if record.max_instances is not None:
+            _check("instances", held.instances, len(new), record.max_instances, namespace)
+        if record.max_services is not None and names.get(namespace):
+            _check("services", held.services, len(names[namespace]), record.max_services, namespace)
+
+
+def _check(what: str, held: int, new: int, limit: int, namespace: str = "") -> None:
+    if new and held + new > limit:
+        whose = f"namespace {namespace}" if namespace else "this registry"
+        where = f"namespace {namespace}'s record" if namespace else f"--max-{what}"
+        raise Problem(
+            "limit_reached",
+            f"{whose} holds {held} {what} and may hold {limit} ({where}); {new} more were to be entered",
+            field="namespace" if namespace else "",
+        )
