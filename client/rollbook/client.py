@@ -119,7 +119,7 @@ class Subscription:
         Raises:
             Problem: 503 ``no_instance``: none is healthy and enabled with a weight.
         """
-        chosen = self._strategy.pick(eligible(self._view.instances))
+        chosen = self._strategy.pick(eligible(self._view.instances, self._view.protect_threshold))
         if chosen is None:
             raise Problem("no_instance", f"no healthy instance of {self.service} is known")
         return chosen

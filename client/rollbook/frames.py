@@ -237,12 +237,17 @@ class LeaseEnded(Frame, frozen=True, kw_only=True, forbid_unknown_fields=False, 
 
 
 class Snapshot(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """The whole list."""
+    """The whole list.
+
+    Attributes:
+        protect_threshold: the service's, as :class:`rollbook.model.ServiceList` has it.
+    """
 
     revision: str
     digest: str
     settled: bool
     instances: list[Instance]
+    protect_threshold: float | None = None
 
 
 class Current(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -251,11 +256,13 @@ class Current(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=Fal
     Attributes:
         digest: of that list. What was on its way when the subscriber asked may have made it another one
             since; it then asks again.
+        protect_threshold: as ``snapshot`` has it.
     """
 
     revision: str
     settled: bool
     digest: str = ""
+    protect_threshold: float | None = None
 
 
 class Delta(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -268,6 +275,7 @@ class Delta(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False
         put: instances that are new or different.
         drop: keys of those that have gone.
         at: Unix time in seconds at which the registry made the last change in it.
+        protect_threshold: as it is now; it may be all that has changed.
     """
 
     base: str
@@ -276,6 +284,7 @@ class Delta(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False
     put: list[Instance] = []
     drop: list[InstanceKey] = []
     at: float = 0.0
+    protect_threshold: float | None = None
 
 
 class Settled(Frame, frozen=True, kw_only=True, forbid_unknown_fields=False):

@@ -7,13 +7,16 @@ about one endpoint, as everybody sees it.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from rollbook import limits, names
 from rollbook.names import DEFAULT_CLUSTER, DEFAULT_GROUP, DEFAULT_NAMESPACE, InstanceKey, ServiceKey
 from rollbook.problems import Problem, bad_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Per-instance timings travel in metadata, in milliseconds, under the keys that Nacos clients know
 # (com.alibaba.nacos.api.naming.PreservedMetadataKeys).
@@ -143,6 +146,9 @@ class ServiceList(msgspec.Struct, kw_only=True):
         revision: opaque, ``boot.n`` of the answering replica; the ETag too.
         settled: whether the registry has been up long enough for every publisher to have come back to it;
             before that, an instance's absence proves nothing.
+        protect_threshold: the service's setting; ``None``: none.
+        protected: so few of these instances are healthy that callers had better use the others too, than
+            send everything to the few. Health itself is never rewritten.
     """
 
     namespace: str
@@ -151,6 +157,20 @@ class ServiceList(msgspec.Struct, kw_only=True):
     revision: str
     settled: bool
     instances: list[Instance]
+    protect_threshold: float | None = None
+    protected: bool = False
+
+
+def is_protected(instances: Iterable[Instance], threshold: float | None) -> bool:
+    """Say whether the share of healthy ones among enabled instances is at or below a threshold.
+
+    It is to be asked about what a caller has selected (Nacos' ``protectThreshold``, applied after clusters
+    and selectors). Without a threshold nothing is protected; nor is an empty list.
+    """
+    if threshold is None:
+        return False
+    healthy = [i.healthy for i in instances if i.enabled]
+    return bool(healthy) and sum(healthy) <= threshold * len(healthy)
 
 
 class ServiceCount(msgspec.Struct, kw_only=True):

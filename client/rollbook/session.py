@@ -499,6 +499,7 @@ class Session:
             return
         self._pending.pop(self._questions.pop(service, 0), None)
         at = 0.0
+        threshold = view.protect_threshold
         try:
             if isinstance(frame, frames.Delta):
                 change = view.delta(frame)
@@ -516,5 +517,5 @@ class Session:
             )
         )
         # A snapshot is told even when it changes nothing: it ends the wait for the first list.
-        if change or not isinstance(frame, frames.Delta):
+        if change or threshold != view.protect_threshold or not isinstance(frame, frames.Delta):
             self._events.append(ListChanged(service, change, at))

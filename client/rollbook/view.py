@@ -40,6 +40,7 @@ class View:
         self.service = service
         self.revision = ""
         self.settled = False
+        self.protect_threshold: float | None = None
         self._book: dict[InstanceKey, Instance] = {}
         self._held: dict[InstanceKey, Instance] = {}
         self._digest = 0
@@ -77,6 +78,7 @@ class View:
         self._drop_superseded()
         self.revision = frame.revision
         self.settled = frame.settled
+        self.protect_threshold = frame.protect_threshold
         return self._difference(before)
 
     def current(self, frame: Current) -> Change:
@@ -88,6 +90,7 @@ class View:
         if frame.digest and frame.digest != self.digest:
             raise OutOfStep(f"current is {frame.digest}, held {self.digest}")
         self.revision = frame.revision
+        self.protect_threshold = frame.protect_threshold
         return self.settle() if frame.settled else Change([], [])
 
     def delta(self, frame: Delta) -> Change:
@@ -119,6 +122,7 @@ class View:
                 dropped.append(key)
         self._digest = after
         self.revision = frame.revision
+        self.protect_threshold = frame.protect_threshold
         return Change(frame.put, dropped)
 
     def settle(self) -> Change:

@@ -93,6 +93,7 @@ class Book:
             clock=clock,
             pushed=self.metrics.push.observe,
             conflated=self.metrics.conflated.inc,
+            threshold=self.catalog.rulings.protect_threshold,
         )
         self.metrics.registry.register(BookCollector(self))
         self._clock = clock

@@ -72,13 +72,14 @@ class Listing:
             that came without a new revision of the registry's.
     """
 
-    __slots__ = ("_bodies", "_eligible", "instances", "revision", "service", "settled")
+    __slots__ = ("_bodies", "_eligible", "instances", "protect_threshold", "revision", "service", "settled")
 
     def __init__(self, view: View, revision: str) -> None:
         self.service = view.service
         self.revision = revision
         self.settled = view.settled
         self.instances = view.instances
+        self.protect_threshold = view.protect_threshold
         self._bodies: dict[tuple[str, bool | None], bytes] = {}
         self._eligible: list[Instance] | None = None
 
@@ -95,7 +96,7 @@ class Listing:
     def eligible(self) -> list[Instance]:
         """The instances that may get traffic."""
         if self._eligible is None:
-            self._eligible = balance.eligible(self.instances)
+            self._eligible = balance.eligible(self.instances, self.protect_threshold)
         return self._eligible
 
     def count(self) -> ServiceCount:
@@ -308,7 +309,10 @@ class Cache:
     @staticmethod
     def _differs(cached: Cached, event: session.ListChanged) -> bool:
         listing = cached.listing
-        return listing is None or bool(event.change) or cached.view.settled != listing.settled
+        if listing is None or event.change:
+            return True
+        now = (cached.view.settled, cached.view.protect_threshold)
+        return now != (listing.settled, listing.protect_threshold)
 
     def _renew(self, cached: Cached) -> None:
         self._serial += 1

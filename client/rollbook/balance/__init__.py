@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, Protocol
 
+from rollbook.model import is_protected
 from rollbook.problems import bad_value
 
 if TYPE_CHECKING:
@@ -26,9 +27,14 @@ class Strategy(Protocol):
         ...
 
 
-def eligible(instances: Sequence[Instance]) -> list[Instance]:
-    """Return those that may get traffic: healthy, enabled, with a weight."""
-    return [i for i in instances if i.healthy and i.enabled and i.weight > 0]
+def eligible(instances: Sequence[Instance], protect_threshold: float | None = None) -> list[Instance]:
+    """Return those that may get traffic: healthy, enabled, with a weight.
+
+    Where so few are healthy that the list is protected, the others may too: better to try them than to send
+    everything to the few (:func:`rollbook.model.is_protected`).
+    """
+    protected = is_protected(instances, protect_threshold)
+    return [i for i in instances if (i.healthy or protected) and i.enabled and i.weight > 0]
 
 
 class RoundRobin:

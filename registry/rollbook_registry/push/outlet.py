@@ -74,6 +74,7 @@ class Outlet:
         clock: monotonic seconds, for how long pushes take.
         pushed: told the seconds from a change to its acknowledgement, for each subscriber.
         conflated: told when changes are merged because a subscriber is behind.
+        threshold: a service's protect threshold.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Outlet:
         clock: Callable[[], float],
         pushed: Callable[[float], None],
         conflated: Callable[[], None],
+        threshold: Callable[[ServiceKey], float | None] = lambda _: None,
     ) -> None:
         self._boot = boot
         self._service = service
@@ -92,6 +94,7 @@ class Outlet:
         self._clock = clock
         self._pushed = pushed
         self._conflated = conflated
+        self._threshold = threshold
         self._followers: dict[ServiceKey, dict[Subscriber, None]] = {}
         self._cache: dict[ServiceKey, _Bytes] = {}
         self._changed_at: dict[ServiceKey, float] = {}
@@ -144,6 +147,7 @@ class Outlet:
             revision=self.revision(position.sent),
             settled=self.settled,
             digest=spell(service.digest if service else 0),
+            protect_threshold=self._threshold(key),
         )
 
     def unsubscribe(self, subscriber: Subscriber, key: ServiceKey) -> None:
@@ -273,6 +277,7 @@ class Outlet:
                 digest=digest,
                 settled=self.settled,
                 instances=list(service.instances.values()) if service else [],
+                protect_threshold=self._threshold(key),
             )
         return frames.Delta(
             namespace=namespace,
@@ -284,6 +289,7 @@ class Outlet:
             put=since[0],
             drop=since[1],
             at=self._changed_at.get(key, 0.0),
+            protect_threshold=self._threshold(key),
         )
 
     # --- barriers --------------------------------------------------------------------------------------
