@@ -291,6 +291,16 @@ class Settled(Frame, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """From now on an instance's absence from a list means that it is not there."""
 
 
+class Gone(Frame, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """These pods were closed or fenced while the book is not settled.
+
+    It may never have known them, so that no list loses them; but whoever still holds them from before must
+    let go.
+    """
+
+    owners: list[str]
+
+
 class Pong(Frame, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """Answers ``ping``."""
 
@@ -320,7 +330,7 @@ Request = (
 )
 """What a client may send."""
 
-Answer = Attached | Done | Refused | LeaseEnded | Snapshot | Current | Delta | Settled | Pong | Goodbye
+Answer = Attached | Done | Refused | LeaseEnded | Snapshot | Current | Delta | Settled | Gone | Pong | Goodbye
 """What a registry may send."""
 
 

@@ -300,7 +300,7 @@ class Session:
                 case _SyncTold():
                     self._synced_wanted = True
 
-    def received(self, frame: frames.Answer, now: float) -> None:  # noqa: C901  # one arm a frame
+    def received(self, frame: frames.Answer, now: float) -> None:  # noqa: C901, PLR0912  # one arm a frame
         """A frame came."""
         self._last_received = now
         self._ping_sent = None
@@ -323,6 +323,11 @@ class Session:
                 # Told even where nobody was only held: that the list is settled is news to those who wait.
                 for service, view in self.views.items():
                     self._events.append(ListChanged(service, view.settle(), 0.0))
+            case frames.Gone():
+                for service, view in self.views.items():
+                    change = view.gone(frame.owners)
+                    if change:
+                        self._events.append(ListChanged(service, change, 0.0))
             case frames.Goodbye():
                 self.dead = True
             case frames.Pong():

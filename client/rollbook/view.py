@@ -43,6 +43,7 @@ class View:
         self.protect_threshold: float | None = None
         self._book: dict[InstanceKey, Instance] = {}
         self._held: dict[InstanceKey, Instance] = {}
+        self._gone: set[str] = set()
         self._digest = 0
 
     @property
@@ -74,7 +75,11 @@ class View:
         self._digest = 0
         for instance in frame.instances:
             self._digest ^= instance_digest(instance)
-        self._held = {} if frame.settled else {k: i for k, i in before.items() if k not in self._book}
+        self._held = {}
+        if not frame.settled:
+            self._held = {
+                k: i for k, i in before.items() if k not in self._book and i.owner not in self._gone
+            }
         self._drop_superseded()
         self.revision = frame.revision
         self.settled = frame.settled
@@ -130,6 +135,15 @@ class View:
         self.settled = True
         dropped = list(self._held)
         self._held = {}
+        self._gone.clear()
+        return Change([], dropped)
+
+    def gone(self, owners: Iterable[str]) -> Change:
+        """Let go of what is only held of pods that are said to be gone, and hold nothing of them any more."""
+        self._gone.update(owners)
+        dropped = [key for key, instance in self._held.items() if instance.owner in self._gone]
+        for key in dropped:
+            del self._held[key]
         return Change([], dropped)
 
     def unsettle(self) -> None:

@@ -21,10 +21,12 @@ from rollbook_registry.catalog import (
     Deadline,
     Happened,
     LeaseChanged,
+    PodsMarked,
     Quotas,
     Reason,
     ServiceChanged,
     Timings,
+    disagreements,
 )
 from rollbook_registry.catalog.history import History
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
@@ -120,6 +122,8 @@ class Book:
         self._counted = {reason: self.metrics.events.labels(reason.value) for reason in Reason}
         self._log = log.bind()
         self.on_settled: Callable[[], None] = lambda: None
+        self.gone: dict[str, None] = {}
+        """Pods that were closed or fenced before the book was settled: it may never have shown them."""
         self.listeners: list[Callable[[Event], None]] = []
         """Are told what leases' records have become, and which pods were closed or fenced."""
 
@@ -137,6 +141,10 @@ class Book:
             return command(self.catalog, self.now())
         finally:
             self._publish()
+
+    def disagreements(self) -> dict[disagreements.Disagreement, int]:
+        """Count where Kubernetes and the book do not agree."""
+        return disagreements.count(self.catalog, self.now(), stuck_after=self.settings.stuck_after)
 
     def defer(self, command: Callable[[Catalog, float], object]) -> None:
         """Have a command run soon, off the path of the request that asks for it.
@@ -172,6 +180,7 @@ class Book:
         self._publish()
         if not self.outlet.settled and now - self._started >= self.settings.remove_after:
             self.outlet.settle()
+            self.gone.clear()
             log.info("settled", services=len(self.catalog.services), leases=self.catalog.leases)
             self.on_settled()
 
@@ -207,6 +216,8 @@ class Book:
                 case LeaseChanged(lease, term, reason):
                     self._log.debug("lease", lease=lease, term=term, reason=reason.value)
                 case _:
+                    if isinstance(event, PodsMarked) and not self.outlet.settled:
+                        self.gone.update(dict.fromkeys(pod.uid for pod in event.pods))
                     for listener in self.listeners:
                         listener(event)
         # After the list has changed, so that history names the revision in which it shows.

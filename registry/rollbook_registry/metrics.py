@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -73,18 +74,21 @@ class BookCollector(Collector):
         instances = GaugeMetricFamily(
             "rollbook_instances", "Instances in the book", labels=("namespace", "ephemeral", "healthy")
         )
-        counts: dict[str, list[int]] = {}
-        services = 0
+        counts: dict[str, collections.Counter[tuple[str, str]]] = {}
         for service in self._book.catalog.services:
-            services += 1
-            count = counts.setdefault(service.key.namespace, [0, 0])
-            count[0] += service.healthy
-            count[1] += len(service.instances) - service.healthy
-        for namespace, (healthy, unhealthy) in counts.items():
-            instances.add_metric((namespace, "true", "true"), healthy)
-            instances.add_metric((namespace, "true", "false"), unhealthy)
+            count = counts.setdefault(service.key.namespace, collections.Counter())
+            held, healthy = len(service.instances), service.healthy
+            count["false", "true"] += service.persistent_healthy
+            count["false", "false"] += service.persistent - service.persistent_healthy
+            count["true", "true"] += healthy - service.persistent_healthy
+            count["true", "false"] += held - healthy - service.persistent + service.persistent_healthy
+        for namespace, count in counts.items():
+            for (ephemeral, healthy_), value in count.items():
+                instances.add_metric((namespace, ephemeral, healthy_), value)
         yield instances
-        yield GaugeMetricFamily("rollbook_services", "Services in the book", value=services)
+        yield GaugeMetricFamily(
+            "rollbook_services", "Services in the book", value=len(self._book.catalog.services)
+        )
         yield GaugeMetricFamily("rollbook_leases", "Leases in the book", value=self._book.catalog.leases)
         subscribers = GaugeMetricFamily("rollbook_subscribers", "Subscriptions", labels=("transport",))
         subscribers.add_metric(("session",), self._book.outlet.subscriptions)
@@ -92,6 +96,22 @@ class BookCollector(Collector):
         pods = self._book.catalog.pods
         yield GaugeMetricFamily("rollbook_pods_closed", "Pods that are terminating", value=pods.closed)
         yield GaugeMetricFamily("rollbook_pods_fenced", "Pods remembered as gone", value=pods.fenced)
+        disagreements = GaugeMetricFamily(
+            "rollbook_disagreements",
+            "Pods about which Kubernetes and the book do not agree",
+            labels=("kind",),
+        )
+        for kind, value in self._book.disagreements().items():
+            disagreements.add_metric((kind.value,), value)
+        yield disagreements
+        yield GaugeMetricFamily(
+            "rollbook_protection_active",
+            "Whether leases are kept although they have been silent for too long",
+            value=float(self._book.expiry.protection.active),
+        )
+        yield GaugeMetricFamily(
+            "rollbook_protection_kept", "Leases that are kept so", value=self._book.expiry.protection.kept
+        )
         yield GaugeMetricFamily(
             "rollbook_settled", "Whether the book is settled", value=float(self._book.outlet.settled)
         )

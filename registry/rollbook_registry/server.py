@@ -67,9 +67,7 @@ class Server:
         verifier = None
         if settings.needs_identity:
             api = await self._stack.enter_async_context(self._api or KubeApi.in_cluster())
-            verifier = Verifier(
-                api, audience=settings.audience, operator_account=settings.operator_account, wall=time.time
-            )
+            verifier = Verifier(api, audience=settings.audience, accounts=settings.accounts, wall=time.time)
         self._running = asyncio.create_task(self._run_book(), name="book")
         self._stack.push_async_callback(_end, self._running)
         everything = self._application(verifier)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rollbook.logs import FORMATS, LEVELS
 from rollbook.problems import bad_value
 from rollbook.settings import setting
+from rollbook_registry.auth.identity import Accounts
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ACCOUNT = re.compile(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}")
@@ -47,6 +48,12 @@ class RegistrySettings:
     )
     operator_account: str = setting(
         "", "The operator's service account, as namespace/name; it may enter what is true of any pod."
+    )
+    administrator_accounts: tuple[str, ...] = setting(
+        (),
+        "Service accounts, namespace/name separated by commas, that may lay down what stays (persistent "
+        "instances, overrides, settings) and speak for anybody.",
+        danger="Who has such an account can take any instance offline.",
     )
     audience: str = setting("rollbook", "The audience that tokens must be made for.")
     beat_interval: float = setting(
@@ -153,12 +160,20 @@ class RegistrySettings:
             )
         if self.operator_account and not _ACCOUNT.fullmatch(self.operator_account):
             raise bad_value("--operator-account", self.operator_account, "namespace/name")
+        for account in self.administrator_accounts:
+            if not _ACCOUNT.fullmatch(account):
+                raise bad_value("--administrator-accounts", account, "namespace/name, separated by commas")
         if self.auth == "auto" and not self.needs_identity and self.host not in _LOOPBACK:
             raise bad_value(
                 "--host",
                 self.host,
                 "a loopback address; or say --auth none if everybody who reaches the port may write",
             )
+
+    @property
+    def accounts(self) -> Accounts:
+        """Who may do more than speak for its pod."""
+        return Accounts(self.operator_account, frozenset(self.administrator_accounts))
 
     @property
     def needs_identity(self) -> bool:

@@ -21,7 +21,8 @@ from rollbook.names import LeaseId, ServiceKey, check_id, check_ip, service_key
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api.doors import identity
 from rollbook_registry.auth import Role, policy
-from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
+from rollbook_registry.catalog import PodsMarked
+from rollbook_registry.catalog.leases import Kind, check_unreserved
 from rollbook_registry.push import Subscriber
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rollbook.model import Entry, EntryRef
     from rollbook_registry.auth import Identity
     from rollbook_registry.book import Book
+    from rollbook_registry.catalog import Event
 
 log = structlog.get_logger("rollbook.session")
 
@@ -56,6 +58,7 @@ class Sessions:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._open: set[Session] = set()
+        book.listeners.append(self._heard)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Take up a session."""
@@ -85,6 +88,14 @@ class Sessions:
         for session in self._open:
             session.answer(frames.Settled())
 
+    def _heard(self, event: Event) -> None:
+        """Tell everybody of pods that are gone while some may hold them that this book never knew."""
+        if isinstance(event, PodsMarked) and not self._book.outlet.settled:
+            owners = [pod.uid for pod in event.pods]
+            for session in self._open:
+                if session.follows:
+                    session.answer(frames.Gone(owners=owners))
+
     async def goodbye(self, reason: str) -> None:
         """Ask everybody to go elsewhere, and close."""
         await asyncio.gather(*(s.goodbye(reason) for s in list(self._open)), return_exceptions=True)
@@ -108,6 +119,7 @@ class Session:
         self._lease: LeaseId | None = None
         self._operator = False
         self._epoch = 0
+        self._told_gone = False
         self._barriers: set[asyncio.Task[None]] = set()
         self._heard_at = asyncio.get_running_loop().time()
         # Looking a labelled child up costs as much as the beat that it counts.
@@ -135,6 +147,11 @@ class Session:
                 self._book.apply(lambda c, now: c.detach(lease, self, now))
             with contextlib.suppress(ConnectionError, RuntimeError):
                 await self._socket.close()
+
+    @property
+    def follows(self) -> bool:
+        """Whether it subscribes to anything."""
+        return bool(self._subscriber.positions)
 
     async def goodbye(self, reason: str) -> None:
         """Tell the client to go elsewhere, and close."""
@@ -295,8 +312,8 @@ class Session:
         if self._lease not in {None, lease}:
             raise bad_value("lease", lease, f"{self._lease}: a session has one lease")
         known = self._book.catalog.lease(lease)
-        if lease.startswith(HTTP_LEASES):
-            raise bad_value("lease", lease, f"an id made at random, not {HTTP_LEASES}...")
+        if not check_unreserved(lease):
+            raise bad_value("lease", lease, "an id made at random; this one is the registry's own")
         if known is not None and known.owner:
             policy.may_speak_for(self._who, known.owner)
         if self._who.role is Role.POD:
@@ -381,6 +398,9 @@ class Session:
             raise Problem(
                 "limit_reached", f"a session may hold at most {limit} subscriptions (--max-subscriptions)"
             )
+        if not self._told_gone and self._book.gone:
+            self._told_gone = True
+            self.answer(frames.Gone(owners=list(self._book.gone)))
         self._book.outlet.subscribe(subscriber, key, revision=frame.revision, digest=frame.digest)
         current = self._book.outlet.current(key, subscriber)
         if current is not None:

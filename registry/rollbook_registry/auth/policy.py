@@ -53,6 +53,19 @@ def may_operate(who: Identity, what: str) -> None:
         raise Problem("forbidden", f"{who.name} may not {what}: only the operator may")
 
 
+def may_administer(who: Identity, what: str) -> None:
+    """Only administrators lay down what stays.
+
+    Raises:
+        Problem: 401 or 403.
+    """
+    may_write(who)
+    if who.role not in {*_ALL, Role.ADMINISTRATOR}:
+        raise Problem(
+            "forbidden", f"{who.name} may not {what}: only administrators may (--administrator-accounts)"
+        )
+
+
 def may_speak_for(who: Identity, owner: str) -> None:
     """A pod speaks only for itself.
 

@@ -24,6 +24,8 @@ from rollbook_registry.auth.identity import Identity, from_claims, from_review
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rollbook_registry.auth.identity import Accounts
+
 log = structlog.get_logger("rollbook.auth")
 
 KEYS_REREAD: Final = 10.0
@@ -46,16 +48,14 @@ class Verifier:
     Args:
         api: the API server.
         audience: what tokens must be made for.
-        operator_account: ``namespace/name``.
+        accounts: who may do more than speak for its pod.
         wall: Unix time in seconds.
     """
 
-    def __init__(
-        self, api: KubeApi, *, audience: str, operator_account: str, wall: Callable[[], float]
-    ) -> None:
+    def __init__(self, api: KubeApi, *, audience: str, accounts: Accounts, wall: Callable[[], float]) -> None:
         self._api = api
         self._audience = audience
-        self._operator = operator_account
+        self._accounts = accounts
         self._wall = wall
         self._issuer = ""
         self._keys: dict[str, jwt.PyJWK] = {}
@@ -102,7 +102,7 @@ class Verifier:
             raise Problem("token_expired", "the token has expired", field="Authorization") from None
         except jwt.InvalidTokenError as error:
             raise _bad_token(str(error)) from None
-        return from_claims(claims, operator_account=self._operator)
+        return from_claims(claims, self._accounts)
 
     async def _key(self, kid: str) -> jwt.PyJWK | None:
         if kid in self._keys:
@@ -146,4 +146,4 @@ class Verifier:
             raise _bad_token(status.get("error") or "the API server does not know it")
         # The API server has vouched for the whole token, so its own word on its end can be believed.
         claims = jwt.decode(token, options={"verify_signature": False})
-        return from_review(status, expires=float(claims.get("exp", 0)), operator_account=self._operator)
+        return from_review(status, expires=float(claims.get("exp", 0)), accounts=self._accounts)

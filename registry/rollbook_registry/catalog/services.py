@@ -27,12 +27,24 @@ class Service:
         emptied: when it became empty; ``None`` while it isn't.
     """
 
-    __slots__ = ("_log", "digest", "emptied", "healthy", "instances", "key", "number")
+    __slots__ = (
+        "_log",
+        "digest",
+        "emptied",
+        "healthy",
+        "instances",
+        "key",
+        "number",
+        "persistent",
+        "persistent_healthy",
+    )
 
     def __init__(self, key: ServiceKey, *, number: int, now: float) -> None:
         self.key = key
         self.instances: dict[InstanceKey, Instance] = {}
         self.healthy = 0
+        self.persistent = 0
+        self.persistent_healthy = 0
         self.number = number
         self.digest = 0
         self.emptied: float | None = now
@@ -42,17 +54,24 @@ class Service:
         """Enter an instance, or change it."""
         old = self.instances.get(instance.key)
         if old is not None:
-            self.digest ^= instance_digest(old)
-            self.healthy -= old.healthy
+            self._discount(old)
         self.instances[instance.key] = instance
         self.digest ^= instance_digest(instance)
         self.healthy += instance.healthy
+        if not instance.ephemeral:
+            self.persistent += 1
+            self.persistent_healthy += instance.healthy
 
     def drop(self, key: InstanceKey) -> None:
         """Strike an instance out."""
-        old = self.instances.pop(key)
-        self.digest ^= instance_digest(old)
-        self.healthy -= old.healthy
+        self._discount(self.instances.pop(key))
+
+    def _discount(self, instance: Instance) -> None:
+        self.digest ^= instance_digest(instance)
+        self.healthy -= instance.healthy
+        if not instance.ephemeral:
+            self.persistent -= 1
+            self.persistent_healthy -= instance.healthy
 
     def record(self, change: ServiceChanged, now: float) -> None:
         """Remember a change that has been made, for subscribers that are a little behind."""

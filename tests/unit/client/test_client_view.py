@@ -146,6 +146,25 @@ def test_an_explicit_drop_takes_away_what_is_held(view):
     assert shown(view) == named(B)
 
 
+def test_what_is_held_of_a_pod_that_is_said_to_be_gone_is_let_go(view):
+    owned, listed = at(7, owner="u"), at(8, owner="u")
+    view.snapshot(snapshot("b.1", owned, listed, B))
+    view.snapshot(snapshot("c.1", listed, settled=False))
+    # What the registry lists it takes off its list itself.
+    assert view.gone({"u"}) == Change([], [owned.key])
+    assert shown(view) == named(listed, B)
+    assert not view.gone({"u"})
+
+
+def test_a_pod_that_is_said_to_be_gone_before_the_list_comes_is_not_held(view):
+    owned = at(7, owner="u")
+    view.snapshot(snapshot("b.1", owned, B))
+    view.unsettle()
+    assert not view.gone({"u"})
+    assert view.snapshot(snapshot("c.0", settled=False)) == Change([], [owned.key])
+    assert shown(view) == named(B)
+
+
 def test_what_comes_back_is_not_held_any_more(view):
     view.snapshot(snapshot("b.1", A, B))
     view.snapshot(snapshot("c.1", settled=False))

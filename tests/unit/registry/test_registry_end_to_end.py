@@ -138,6 +138,30 @@ async def test_a_registry_that_restarts_without_its_book_makes_nobody_flap(start
     assert sorted(i.port for i in second.catalog.service(ORDERS).instances.values()) == [2, 3]
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_pod_that_a_young_registry_never_knew_is_let_go_when_the_operator_closes_it(start, late):
+    first = await start()
+    ports = {"http_port": first.server.http_port, "session_port": first.server.session_port}
+    pod = await first.client()
+    caller = await first.client()
+    orders = await caller.subscribe("orders")
+    pod.put(an_entry(owner="u"), an_entry(81, owner="v"))
+    await orders.wait_for(lambda instances: len(instances) == 2)
+    await first.server.__aexit__(None, None, None)
+    await pod.aclose()
+    await until(lambda: not caller.connected)
+    if late:
+        second = await start(**ports)
+        (await second.client(kind="operator")).close_pods("u")
+        await until(lambda: second.catalog.pods.closed)
+    else:
+        second = await start(**ports)
+        operator = await second.client(kind="operator")
+        await until(lambda: caller.connected and not orders.view.settled)
+        operator.close_pods("u")
+    await orders.wait_for(lambda instances: [i.owner for i in instances] == ["v"])
+
+
 async def test_a_client_moves_on_to_the_next_address(start):
     first, second = await start(), await start()
     client = await first.client()

@@ -7,7 +7,15 @@ import pytest
 from registrykit import an_entry
 from rollbook.problems import Problem
 from rollbook_registry.auth import policy
-from rollbook_registry.auth.identity import ANONYMOUS, LOCAL, Identity, Role, from_claims, from_review
+from rollbook_registry.auth.identity import (
+    ANONYMOUS,
+    LOCAL,
+    Accounts,
+    Identity,
+    Role,
+    from_claims,
+    from_review,
+)
 
 POD = Identity(Role.POD, "shop/default (orders-1)", "u")
 OPERATOR = Identity(Role.OPERATOR, "rollbook/operator", "op")
@@ -64,13 +72,13 @@ CLAIMS = {
 
 
 def test_claims_tell_pod_account_and_operator():
-    assert from_claims(CLAIMS, operator_account="") == Identity(Role.POD, "shop/default (orders-1)", "u", 99)
-    assert from_claims(CLAIMS, operator_account="shop/default").role is Role.OPERATOR
-    assert from_claims(CLAIMS, operator_account="shop/other").role is Role.POD
+    assert from_claims(CLAIMS, Accounts()) == Identity(Role.POD, "shop/default (orders-1)", "u", 99)
+    assert from_claims(CLAIMS, Accounts("shop/default")).role is Role.OPERATOR
+    assert from_claims(CLAIMS, Accounts("shop/other")).role is Role.POD
     unbound = {"exp": 99, "kubernetes.io": {**CLAIMS["kubernetes.io"], "pod": {}}}
-    assert from_claims(unbound, operator_account="").role is Role.ACCOUNT
+    assert from_claims(unbound, Accounts()).role is Role.ACCOUNT
     # No account at all is never the operator's, even if none was configured.
-    assert from_claims({}, operator_account="").role is Role.ACCOUNT
+    assert from_claims({}, Accounts()).role is Role.ACCOUNT
 
 
 def test_a_review_tells_the_same():
@@ -83,10 +91,27 @@ def test_a_review_tells_the_same():
             },
         }
     }
-    expected = from_claims(CLAIMS, operator_account="")
-    assert from_review(status, expires=99, operator_account="") == expected
-    assert from_review(status, expires=99, operator_account="shop/default").role is Role.OPERATOR
+    expected = from_claims(CLAIMS, Accounts())
+    assert from_review(status, expires=99, accounts=Accounts()) == expected
+    assert from_review(status, expires=99, accounts=Accounts("shop/default")).role is Role.OPERATOR
     status["user"]["extra"] = None
-    assert from_review(status, expires=99, operator_account="").role is Role.ACCOUNT
+    assert from_review(status, expires=99, accounts=Accounts()).role is Role.ACCOUNT
     person = {"user": {"username": "jane", "groups": ["system:masters"]}}
-    assert from_review(person, expires=99, operator_account="shop/default").role is Role.ACCOUNT
+    assert from_review(person, expires=99, accounts=Accounts("shop/default")).role is Role.ACCOUNT
+
+
+def test_administrators_may_lay_down_what_stays_and_are_no_operators():
+    boss = from_claims(CLAIMS, Accounts("", frozenset({"shop/default"})))
+    assert boss.role is Role.ADMINISTRATOR
+    policy.may_administer(boss, "take an instance offline")
+    policy.may_administer(LOCAL, "take an instance offline")
+    policy.may_speak_for(boss, "another pod")
+    with pytest.raises(Problem, match="only the operator"):
+        policy.may_operate(boss, "fence pods")
+    pod = from_claims(CLAIMS, Accounts())
+    with pytest.raises(Problem, match="only administrators may") as refused:
+        policy.may_administer(pod, "take an instance offline")
+    assert refused.value.status == 403
+    with pytest.raises(Problem) as refused:
+        policy.may_administer(ANONYMOUS, "take an instance offline")
+    assert refused.value.status == 401

@@ -12,6 +12,7 @@ from apiserverkit import ApiServer, Key, vouched
 from rollbook.kube import KubeApi
 from rollbook.problems import Problem
 from rollbook_registry.auth import Role
+from rollbook_registry.auth.identity import Accounts
 from rollbook_registry.auth.tokens import KEYS_REREAD, LEEWAY, Verifier
 
 
@@ -49,7 +50,7 @@ def wall():
 @pytest.fixture
 async def verifier(server, wall):
     async with KubeApi(server.url, context=None, token="own") as api:
-        yield Verifier(api, audience="rollbook", operator_account="rollbook/operator", wall=wall)
+        yield Verifier(api, audience="rollbook", accounts=Accounts("rollbook/operator"), wall=wall)
 
 
 async def refusal(verifier, token):
