@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from aiohttp import web
 
-from rollbook.model import Entry, EntryRef, Instance, ServiceCount, ServiceList, ServicePage, check_entry
+from rollbook import selector
+from rollbook.filters import Filter, parse_clusters
+from rollbook.model import Entry, EntryRef, Instance, ServiceCount, ServicePage, check_entry
 from rollbook.names import (
     DEFAULT_CLUSTER,
     DEFAULT_GROUP,
     DEFAULT_NAMESPACE,
     LeaseId,
     ServiceKey,
-    check_cluster,
     check_namespace,
     parse_instance_key,
     service_key,
@@ -23,6 +24,7 @@ from rollbook.names import (
 from rollbook.problems import Problem, bad_value
 from rollbook.settings import parse_duration
 from rollbook_registry.api.doors import body, identity, json_response, query, truth, whole_number
+from rollbook_registry.api.lists import Lists
 from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
 
@@ -35,8 +37,6 @@ MAX_PAGE: Final = 1000
 
 MAX_WAIT: Final = 60.0
 """Seconds that a long poll may ask to wait."""
-
-_LISTS_KEPT: Final = 10_000
 
 
 class InstanceBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -92,50 +92,6 @@ def _service(request: web.Request, values: dict[str, str]) -> ServiceKey:
     )
 
 
-class Lists:
-    """``GET /services/{service}``: each list is encoded once for all who ask for it as it is."""
-
-    def __init__(self, book: Book) -> None:
-        self._book = book
-        self._encoded: dict[tuple[ServiceKey, str | None, bool | None], tuple[int, bool, bytes]] = {}
-
-    def etag(self, key: ServiceKey) -> str:
-        """Return the revision of a list; it turns when the book settles, too."""
-        service = self._book.catalog.service(key)
-        revision = self._book.outlet.revision(service.number if service else 0)
-        return revision if self._book.outlet.settled else f"{revision}.unsettled"
-
-    def encoded(self, key: ServiceKey, cluster: str | None, healthy: bool | None) -> bytes:  # noqa: FBT001
-        """Return a list as JSON."""
-        service = self._book.catalog.service(key)
-        number = service.number if service else 0
-        settled = self._book.outlet.settled
-        known = self._encoded.get((key, cluster, healthy))
-        if known is not None and known[:2] == (number, settled):
-            return known[2]
-        clusters = None if cluster is None else set(cluster.split(","))
-        instances = [
-            i
-            for i in (service.instances.values() if service else ())
-            if (clusters is None or i.cluster in clusters) and (healthy is None or i.healthy is healthy)
-        ]
-        namespace, group, name = key
-        data = msgspec.json.encode(
-            ServiceList(
-                namespace=namespace,
-                group=group,
-                service=name,
-                revision=self.etag(key),
-                settled=settled,
-                instances=instances,
-            )
-        )
-        if len(self._encoded) >= _LISTS_KEPT:
-            self._encoded.pop(next(iter(self._encoded)))
-        self._encoded[key, cluster, healthy] = (number, settled, data)
-        return data
-
-
 class Native:
     """The handlers.
 
@@ -184,12 +140,13 @@ class Native:
 
     async def service(self, request: web.Request) -> web.Response:
         """List a service's instances; an unknown service has none, and is no error."""
-        values = query(request, "namespace", "group", "cluster", "healthy", "wait", "revision")
+        values = query(request, "namespace", "group", "cluster", "healthy", "selector", "wait", "revision")
         key = _service(request, values)
-        healthy = truth(values, "healthy")
-        cluster = values.get("cluster")
-        for part in cluster.split(",") if cluster is not None else ():
-            check_cluster(part)
+        wanted = Filter(
+            parse_clusters(values["cluster"]) if "cluster" in values else None,
+            truth(values, "healthy"),
+            selector.parse(values.get("selector", "")),
+        )
         wait = _wait(values)
         if wait and values.get("revision") == self._lists.etag(key):
             await self._changed(key, wait)
@@ -197,7 +154,7 @@ class Native:
         if etag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers={"ETag": etag})
         return web.Response(
-            body=self._lists.encoded(key, cluster, healthy),
+            body=self._lists.encoded(key, wanted),
             content_type="application/json",
             headers={"ETag": etag},
         )
