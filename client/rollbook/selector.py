@@ -13,7 +13,7 @@ documentation), with one addition, since metadata may hold what labels can't::
     quoted   = "'" *<any but ' / "''"> "'"   ; '' within stands for one '
 
 Spaces may stand between all of these. ``in`` and ``notin`` are words elsewhere. As in Kubernetes, ``k!=v``
-and ``k notin (v)`` are also true of what has no ``k``; ``<`` and ``>``, which it knows for nodes, are refused.
+and ``k notin (v)`` are also true of what has no ``k``. ``<`` and ``>``, which it knows for nodes, are not.
 """
 
 from __future__ import annotations
