@@ -24,3 +24,9 @@ MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Bytes of one HTTP body that the registry reads."""
+
+MAX_SELECTOR_LENGTH: Final = 1024
+"""Characters of one selector on metadata."""
+
+MAX_SELECTOR_TERMS: Final = 32
+"""Terms of one selector, which commas separate."""

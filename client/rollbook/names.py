@@ -33,13 +33,22 @@ MAX_HOST_LENGTH: Final = 253
 MAX_ID_LENGTH: Final = 256
 MAX_PORT: Final = 65535
 
-_NAMESPACE = re.compile(r"[0-9A-Za-z_-]+")
-_GROUP = re.compile(r"[0-9A-Za-z_.:-]+")
-_CLUSTER = re.compile(r"[0-9A-Za-z-]+")
-_SERVICE = re.compile(r"[^\s/\x00-\x1f\x7f]+")
-_HOSTNAME = re.compile(r"(?!-)[0-9A-Za-z-]{1,63}(?<!-)(?:\.(?!-)[0-9A-Za-z-]{1,63}(?<!-))*")
-_ID = re.compile(r"[0-9A-Za-z._:/#@-]+")
-_OWNER = re.compile(r"[0-9A-Za-z._-]+")
+NAMESPACE_FORM: Final = r"[0-9A-Za-z_-]+"
+GROUP_FORM: Final = r"[0-9A-Za-z_.:-]+"
+CLUSTER_FORM: Final = r"[0-9A-Za-z-]+"
+SERVICE_FORM: Final = r"[^\s/\x00-\x1f\x7f]+"
+_LABEL: Final = r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
+HOSTNAME_FORM: Final = rf"{_LABEL}(?:\.{_LABEL})*"
+ID_FORM: Final = r"[0-9A-Za-z._:/#@-]+"
+OWNER_FORM: Final = r"[0-9A-Za-z._-]+"
+
+_NAMESPACE = re.compile(NAMESPACE_FORM)
+_GROUP = re.compile(GROUP_FORM)
+_CLUSTER = re.compile(CLUSTER_FORM)
+_SERVICE = re.compile(SERVICE_FORM)
+_HOSTNAME = re.compile(HOSTNAME_FORM)
+_ID = re.compile(ID_FORM)
+_OWNER = re.compile(OWNER_FORM)
 
 
 class ServiceKey(NamedTuple):

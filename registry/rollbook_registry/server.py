@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 from aiohttp import web
@@ -15,6 +15,9 @@ from rollbook.kube import KubeApi
 from rollbook.limits import MAX_BODY_BYTES
 from rollbook_registry.api import doors
 from rollbook_registry.api.native import Native
+from rollbook_registry.api.openapi import described
+from rollbook_registry.api.prometheus import Prometheus
+from rollbook_registry.api.routes import TEXT, Answer, Route
 from rollbook_registry.api.session import Sessions
 from rollbook_registry.auth.tokens import Verifier
 from rollbook_registry.book import Book
@@ -22,6 +25,7 @@ from rollbook_registry.book import Book
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rollbook_registry.api.routes import Values
     from rollbook_registry.settings import RegistrySettings
 
 log = structlog.get_logger("rollbook.registry")
@@ -46,6 +50,8 @@ class Server:
         self._api = api
         self._stack = contextlib.AsyncExitStack()
         self._running: asyncio.Task[None] | None = None
+        self.application: web.Application
+        """What the HTTP port serves, once it does."""
         self.http_port = 0
         self.session_port = 0
         self.grpc_port = 0
@@ -70,18 +76,10 @@ class Server:
             verifier = Verifier(api, audience=settings.audience, accounts=settings.accounts, wall=time.time)
         self._running = asyncio.create_task(self._run_book(), name="book")
         self._stack.push_async_callback(_end, self._running)
-        everything = self._application(verifier)
-        everything.add_routes(Native(self.book).routes())
-        everything.add_routes(
-            [
-                web.get("/metrics", self._metrics),
-                web.get("/healthz", self._health),
-                web.get("/readyz", self._health),
-                web.get("/session", self.sessions.handle),
-            ]
-        )
+        everything = self.application = self._application(verifier)
+        everything.add_routes(route.definition() for route in self.routes())
         sessions = self._application(verifier)
-        sessions.add_routes([web.get("/session", self.sessions.handle)])
+        sessions.add_routes(route.definition() for route in self.sessions.routes())
         self.session_port = await self._serve(sessions, settings.session_port, "--session-port")
         if settings.nacos_grpc:
             self.grpc_port = await self._serve_nacos(settings.grpc_port)
@@ -96,6 +94,40 @@ class Server:
             grpc=self.grpc_port or "off",
             boot=self.book.boot,
             identity="required" if verifier else "not asked for",
+        )
+
+    def routes(self) -> list[Route]:
+        """Return all that the HTTP port serves, its description included."""
+        upkeep = [
+            Route(
+                method="GET",
+                path="/metrics",
+                handler=self.metrics,
+                answers=(Answer(status=200, about="Prometheus' text format.", type=str, media=TEXT),),
+                open_query=True,
+            ),
+            Route(
+                method="GET",
+                path="/healthz",
+                handler=self.healthz,
+                answers=(_OK, _STOPPED),
+                open_query=True,
+            ),
+            Route(
+                method="GET",
+                path="/readyz",
+                handler=self.readyz,
+                answers=(_OK, _STOPPED),
+                open_query=True,
+            ),
+        ]
+        return described(
+            [
+                *Native(self.book).routes(),
+                *Prometheus(self.book).routes(),
+                *self.sessions.routes(),
+                *upkeep,
+            ]
         )
 
     async def _run_book(self) -> None:
@@ -128,17 +160,27 @@ class Server:
         self._stack.push_async_callback(door.close)
         return taken
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def metrics(self, _: web.Request, __: Values) -> web.Response:
+        """Show the registry's metrics, for Prometheus."""
         return web.Response(
             body=generate_latest(self.book.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
-    async def _health(self, _: web.Request) -> web.Response:
+    async def readyz(self, request: web.Request, values: Values) -> web.Response:
+        """Say whether the registry has the book."""
+        return await self.healthz(request, values)
+
+    async def healthz(self, _: web.Request, __: Values) -> web.Response:
+        """Say whether the registry works."""
         # One replica without peers has the book that there is, from the first moment. But a book whose wheel
         # has stopped turning strikes nobody out any more: then only a restart helps.
         if self._running is None or self._running.done():
             return web.Response(status=503, text="expiry has stopped; the log says why\n")
         return web.Response(text="ok\n")
+
+
+_OK: Final = Answer(status=200, about="It does.", type=str, media=TEXT)
+_STOPPED: Final = Answer(status=503, about="It doesn't; the text says why.", type=str, media=TEXT)
 
 
 @contextlib.contextmanager

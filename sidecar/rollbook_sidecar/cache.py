@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
 from rollbook import balance, session
+from rollbook.filters import UNFILTERED, Filter
 from rollbook.model import ServiceCount, ServiceList
 from rollbook.problems import Problem
+from rollbook.selector import EVERYTHING
 
 if TYPE_CHECKING:
     import random
@@ -23,10 +25,14 @@ if TYPE_CHECKING:
 
     from rollbook.model import Instance
     from rollbook.names import ServiceKey
+    from rollbook.selector import Selector
     from rollbook.view import View
 
 MAX_FORMS: Final = 64
-"""Filtered forms of one listing that are kept encoded; who asks for more has each encoded anew."""
+"""Parts of one listing, and strategies of one service, that are kept; beyond it the oldest is let go."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Follower(Protocol):
@@ -80,24 +86,25 @@ class Listing:
         self.settled = view.settled
         self.instances = view.instances
         self.protect_threshold = view.protect_threshold
-        self._bodies: dict[tuple[str, bool | None], bytes] = {}
-        self._eligible: list[Instance] | None = None
+        self._bodies: dict[Filter, bytes] = {}
+        self._eligible: dict[Selector, list[Instance]] = {}
 
-    def body(self, cluster: str = "", healthy: bool | None = None) -> bytes:  # noqa: FBT001  # a filter's value
-        """Return the list as JSON, only of some clusters (separated by commas) or one health if asked."""
-        body = self._bodies.get((cluster, healthy))
+    def body(self, wanted: Filter = UNFILTERED) -> bytes:
+        """Return the list, or a part of it, as JSON."""
+        body = self._bodies.get(wanted)
         if body is None:
-            body = self._encode(cluster, healthy)
-            if len(self._bodies) < MAX_FORMS:
-                self._bodies[cluster, healthy] = body
+            body = self._encode(wanted)
+            _keep(self._bodies, wanted, body)
         return body
 
-    @property
-    def eligible(self) -> list[Instance]:
-        """The instances that may get traffic."""
-        if self._eligible is None:
-            self._eligible = balance.eligible(self.instances, self.protect_threshold)
-        return self._eligible
+    def eligible(self, selector: Selector = EVERYTHING) -> list[Instance]:
+        """Return the instances that may get traffic, all or those that are selected."""
+        eligible = self._eligible.get(selector)
+        if eligible is None:
+            selected = Filter(selector=selector).take(self.instances)
+            eligible = balance.eligible(selected, self.protect_threshold)
+            _keep(self._eligible, selector, eligible)
+        return eligible
 
     def count(self) -> ServiceCount:
         """Return its line in the list of services."""
@@ -110,8 +117,7 @@ class Listing:
             healthy=sum(i.healthy for i in self.instances),
         )
 
-    def _encode(self, cluster: str, healthy: bool | None) -> bytes:  # noqa: FBT001  # a filter's value
-        clusters = set(cluster.split(",")) if cluster else None
+    def _encode(self, wanted: Filter) -> bytes:
         namespace, group, name = self.service
         return msgspec.json.encode(
             ServiceList(
@@ -120,14 +126,18 @@ class Listing:
                 service=name,
                 revision=self.revision,
                 settled=self.settled,
-                instances=[
-                    i
-                    for i in self.instances
-                    if (clusters is None or i.cluster in clusters)
-                    and (healthy is None or i.healthy == healthy)
-                ],
+                instances=wanted.take(self.instances),
+                protect_threshold=self.protect_threshold,
+                protected=wanted.protects(self.instances, self.protect_threshold),
             )
         )
+
+
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
+    """Keep one more of what can be made again, letting the oldest go if there are too many."""
+    if len(kept) >= MAX_FORMS:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 class Cached:
@@ -142,7 +152,7 @@ class Cached:
         self.pinned = False
         self.waiting = 0
         self._changed = asyncio.Event()
-        self._strategies: dict[str, balance.Strategy] = {}
+        self._strategies: dict[tuple[str, Selector], balance.Strategy] = {}
 
     @property
     def known(self) -> Listing:
@@ -151,15 +161,18 @@ class Cached:
             raise RuntimeError("its first list has not come")
         return self.listing
 
-    def strategy(self, name: str, rng: random.Random) -> balance.Strategy:
+    def strategy(self, name: str, rng: random.Random, selector: Selector = EVERYTHING) -> balance.Strategy:
         """Return the strategy of that name, which remembers what it chose here before.
+
+        Each selector has its own: what was chosen among all says nothing about whose turn it is among some.
 
         Raises:
             Problem: 400 ``bad_value`` naming those there are.
         """
-        chosen = self._strategies.get(name)
+        chosen = self._strategies.get((name, selector))
         if chosen is None:
-            chosen = self._strategies[name] = balance.strategy(name, rng=rng)
+            chosen = balance.strategy(name, rng=rng)
+            _keep(self._strategies, (name, selector), chosen)
         return chosen
 
     async def changed(self) -> None:

@@ -20,8 +20,9 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from rollbook import names
+from rollbook import names, selector
 from rollbook.balance import DEFAULT_STRATEGY
+from rollbook.filters import Filter, parse_clusters
 from rollbook.model import ServicePage
 from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, ServiceKey
 from rollbook.problems import Problem, bad_value
@@ -58,8 +59,7 @@ class Ask(NamedTuple):
     """
 
     service: ServiceKey
-    cluster: str
-    healthy: bool | None
+    wanted: Filter
     revision: str | None
     wait: float
 
@@ -117,17 +117,18 @@ class Lookups:
         if condition is not None and _matches(condition, listing.revision):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
-        return web.Response(body=listing.body(ask.cluster, ask.healthy), headers=headers)
+        return web.Response(body=listing.body(ask.wanted), headers=headers)
 
     async def pick(self, request: web.Request) -> web.Response:
         """``GET /services/{service}/pick``: one instance to send a request to."""
         started = self._clock()
-        query = _query(request, ("strategy", "namespace", "group"))
+        query = _query(request, ("strategy", "selector", "namespace", "group"))
         service = _service(request, query)
+        wanted = selector.parse(query.get("selector", ""))
         cached = self._cache.get(service) or await self._cache.first(service)
-        strategy = cached.strategy(query.get("strategy", DEFAULT_STRATEGY), self._rng)
+        strategy = cached.strategy(query.get("strategy", DEFAULT_STRATEGY), self._rng, wanted)
         listing = cached.known
-        chosen = strategy.pick(listing.eligible)
+        chosen = strategy.pick(listing.eligible(wanted))
         headers = self._headers(listing)
         # It is a choice, not a representation of the list.
         del headers["ETag"]
@@ -135,7 +136,8 @@ class Lookups:
             del headers["Content-Type"]
             problem = Problem(
                 "no_instance",
-                f"{service} has {len(listing.instances)} instances, none healthy and enabled with a weight",
+                f"{service} has {len(listing.instances)} instances, none healthy and enabled with a weight"
+                + (" that the selector takes" if wanted.terms else ""),
             )
             return as_problem(problem, headers)
         self._metrics.picked.observe(self._clock() - started)
@@ -178,18 +180,18 @@ class Lookups:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _read_ask(self, request: web.Request) -> Ask:
-        query = _query(request, ("namespace", "group", "cluster", "healthy", "wait", "revision"))
+        query = _query(request, ("namespace", "group", "cluster", "healthy", "selector", "wait", "revision"))
         healthy = query.get("healthy")
         if healthy is not None and healthy not in _BOOLEANS:
             raise bad_value("healthy", healthy, "true or false")
         wait = _wait(query)
-        cluster = query.get("cluster")
-        for part in () if cluster is None else cluster.split(","):
-            names.check_cluster(part)
         ask = Ask(
             service=_service(request, query),
-            cluster=cluster or "",
-            healthy=None if healthy is None else _BOOLEANS[healthy],
+            wanted=Filter(
+                parse_clusters(query["cluster"]) if "cluster" in query else None,
+                None if healthy is None else _BOOLEANS[healthy],
+                selector.parse(query.get("selector", "")),
+            ),
             revision=query.get("revision") if wait else None,
             wait=wait,
         )

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from rollbook.problems import CONTENT_TYPE, Problem, bad_value, from_validation
+from rollbook.problems import CONTENT_TYPE, Problem, from_validation
 from rollbook_registry.auth import ANONYMOUS, LOCAL
 from rollbook_registry.auth.tokens import Verifier
 from rollbook_registry.book import Book
@@ -92,51 +92,6 @@ async def identity(request: web.Request) -> Identity:
             accepted="Bearer TOKEN",
         )
     return await verifier.verify(token.strip())
-
-
-def query(request: web.Request, *known: str) -> dict[str, str]:
-    """Return the query's parameters.
-
-    Raises:
-        Problem: 400 ``bad_value`` for one that is not known here, or given twice.
-    """
-    values: dict[str, str] = {}
-    for name, value in request.query.items():
-        if name not in known:
-            raise bad_value("query", name, ", ".join(known) or "no parameters")
-        if name in values:
-            raise bad_value(name, request.query.getall(name), "one value")
-        values[name] = value
-    return values
-
-
-def whole_number(values: dict[str, str], name: str, default: int, *, low: int, high: int) -> int:
-    """Read a number from a query.
-
-    Raises:
-        Problem: 400 ``bad_value``.
-    """
-    text = values.get(name)
-    if text is None:
-        return default
-    digits = text.isascii() and text.isdigit() and len(text) <= len(str(high))
-    if not digits or not low <= int(text) <= high:
-        raise bad_value(name, text, f"a whole number from {low} to {high}")
-    return int(text)
-
-
-def truth(values: dict[str, str], name: str) -> bool | None:
-    """Read ``true`` or ``false`` from a query; ``None`` if it isn't there.
-
-    Raises:
-        Problem: 400 ``bad_value``.
-    """
-    text = values.get(name)
-    if text is None:
-        return None
-    if text not in {"true", "false"}:
-        raise bad_value(name, text, "true or false")
-    return text == "true"
 
 
 async def body(request: web.Request, type_: type[T]) -> T:

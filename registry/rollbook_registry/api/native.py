@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from aiohttp import web
@@ -13,45 +13,55 @@ from rollbook.names import (
     DEFAULT_CLUSTER,
     DEFAULT_GROUP,
     DEFAULT_NAMESPACE,
+    InstanceKey,
     LeaseId,
     ServiceKey,
-    check_cluster,
-    check_namespace,
-    parse_instance_key,
-    service_key,
 )
 from rollbook.problems import Problem, bad_value
-from rollbook.settings import parse_duration
-from rollbook_registry.api.doors import body, identity, json_response, query, truth, whole_number
+from rollbook_registry.api import parameters, schemas
+from rollbook_registry.api.doors import body, identity, json_response
+from rollbook_registry.api.lists import Lists
+from rollbook_registry.api.routes import Answer, Body, Route
 from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
 
 if TYPE_CHECKING:
+    from rollbook_registry.api.routes import Values
     from rollbook_registry.book import Book
     from rollbook_registry.catalog import Catalog
 
 MAX_PAGE: Final = 1000
 """Services on one page of ``GET /services``."""
 
-MAX_WAIT: Final = 60.0
-"""Seconds that a long poll may ask to wait."""
+PAGE: Final = parameters.whole_number("page", 1, low=1, high=1_000_000, about="Which page, from 1.")
+SIZE: Final = parameters.whole_number("size", 100, low=1, high=MAX_PAGE, about="Services on a page.")
+TERM: Final = parameters.whole_number(
+    "term", 0, low=0, high=2**53, about="The term that registering answered; 0 does not compare it."
+)
 
-_LISTS_KEPT: Final = 10_000
+Port = Annotated[int, msgspec.Meta(extra_json_schema=schemas.PORT)]
+Ip = Annotated[str, msgspec.Meta(extra_json_schema=schemas.IP)]
+Cluster = Annotated[str, msgspec.Meta(extra_json_schema=schemas.CLUSTER)]
+Weight = Annotated[float, msgspec.Meta(extra_json_schema=schemas.WEIGHT)]
+Metadata = Annotated[dict[str, str], msgspec.Meta(extra_json_schema=schemas.METADATA)]
+InstanceId = Annotated[str, msgspec.Meta(extra_json_schema=schemas.INSTANCE_ID)]
+Owner = Annotated[str, msgspec.Meta(extra_json_schema=schemas.OWNER)]
+Ephemeral = Annotated[bool, msgspec.Meta(extra_json_schema={"enum": [True]})]
 
 
 class InstanceBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What ``POST .../instances`` and a full beat carry; the service is in the URL."""
+    """An instance, as its publisher describes it; the service is in the URL."""
 
-    ip: str
-    port: int
-    cluster: str = DEFAULT_CLUSTER
-    weight: float = 1.0
+    ip: Ip
+    port: Port
+    cluster: Cluster = DEFAULT_CLUSTER
+    weight: Weight = 1.0
     enabled: bool = True
-    metadata: dict[str, str] = {}
-    instance_id: str = ""
-    owner: str = ""
+    metadata: Metadata = {}
+    instance_id: InstanceId = ""
+    owner: Owner = ""
     alive: bool = True
-    ephemeral: bool = True
+    ephemeral: Ephemeral = True
 
     def entry(self, key: ServiceKey) -> Entry:
         """Return the checked entry.
@@ -64,11 +74,11 @@ class InstanceBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Change(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What ``PATCH`` may change; what is absent stays."""
+    """What may be changed of an instance; what is absent stays."""
 
-    weight: float | None = None
+    weight: Weight | None = None
     enabled: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
 
 
 class Stored(msgspec.Struct, kw_only=True):
@@ -84,58 +94,6 @@ def http_lease(ip: str, port: int) -> LeaseId:
     return LeaseId(f"{HTTP_LEASES}{host}:{port}")
 
 
-def _service(request: web.Request, values: dict[str, str]) -> ServiceKey:
-    return service_key(
-        request.match_info["service"],
-        namespace=values.get("namespace", DEFAULT_NAMESPACE),
-        group=values.get("group", DEFAULT_GROUP),
-    )
-
-
-class Lists:
-    """``GET /services/{service}``: each list is encoded once for all who ask for it as it is."""
-
-    def __init__(self, book: Book) -> None:
-        self._book = book
-        self._encoded: dict[tuple[ServiceKey, str | None, bool | None], tuple[int, bool, bytes]] = {}
-
-    def etag(self, key: ServiceKey) -> str:
-        """Return the revision of a list; it turns when the book settles, too."""
-        service = self._book.catalog.service(key)
-        revision = self._book.outlet.revision(service.number if service else 0)
-        return revision if self._book.outlet.settled else f"{revision}.unsettled"
-
-    def encoded(self, key: ServiceKey, cluster: str | None, healthy: bool | None) -> bytes:  # noqa: FBT001
-        """Return a list as JSON."""
-        service = self._book.catalog.service(key)
-        number = service.number if service else 0
-        settled = self._book.outlet.settled
-        known = self._encoded.get((key, cluster, healthy))
-        if known is not None and known[:2] == (number, settled):
-            return known[2]
-        clusters = None if cluster is None else set(cluster.split(","))
-        instances = [
-            i
-            for i in (service.instances.values() if service else ())
-            if (clusters is None or i.cluster in clusters) and (healthy is None or i.healthy is healthy)
-        ]
-        namespace, group, name = key
-        data = msgspec.json.encode(
-            ServiceList(
-                namespace=namespace,
-                group=group,
-                service=name,
-                revision=self.etag(key),
-                settled=settled,
-                instances=instances,
-            )
-        )
-        if len(self._encoded) >= _LISTS_KEPT:
-            self._encoded.pop(next(iter(self._encoded)))
-        self._encoded[key, cluster, healthy] = (number, settled, data)
-        return data
-
-
 class Native:
     """The handlers.
 
@@ -147,29 +105,97 @@ class Native:
         self._book = book
         self._lists = Lists(book)
 
-    def routes(self) -> list[web.RouteDef]:
-        """Return the routes."""
+    def routes(self) -> list[Route]:
+        """Return what is served here."""
         instances = "/services/{service}/instances"
+        revision = {"ETag": "The list's revision, in quotes."}
         return [
-            web.get("/services", self.services),
-            web.get("/services/{service}", self.service),
-            web.post(instances, self.register),
-            web.put(instances + "/{key}/beat", self.beat),
-            web.patch(instances + "/{key}", self.change),
-            web.delete(instances + "/{key}", self.deregister),
+            Route(
+                method="GET",
+                path="/services",
+                handler=self.services,
+                parameters=(parameters.NAMESPACE, parameters.ONLY_GROUP, PAGE, SIZE),
+                answers=(Answer(status=200, about="One page of the services, by name.", type=ServicePage),),
+            ),
+            Route(
+                method="GET",
+                path="/services/{service}",
+                handler=self.service,
+                parameters=(
+                    *parameters.OF_SERVICE,
+                    *parameters.FILTER,
+                    parameters.WAIT,
+                    parameters.REVISION,
+                ),
+                answers=(
+                    Answer(
+                        status=200,
+                        about="The instances, unhealthy ones too.",
+                        type=ServiceList,
+                        headers=revision,
+                        example=_LIST,
+                    ),
+                    Answer(status=304, about="`If-None-Match` names the list's revision.", headers=revision),
+                ),
+            ),
+            Route(
+                method="POST",
+                path=instances,
+                handler=self.register,
+                parameters=parameters.OF_SERVICE,
+                body=Body(type=InstanceBody, about="The instance.", example=_BODY),
+                answers=(Answer(status=201, about="It is in the book.", type=Stored, example=_STORED),),
+                problems=("pod_terminating", "pod_gone"),
+                writes=True,
+            ),
+            Route(
+                method="PUT",
+                path=instances + "/{key}/beat",
+                handler=self.beat,
+                parameters=(parameters.KEY, *parameters.OF_SERVICE, TERM),
+                body=Body(
+                    type=InstanceBody,
+                    about="The instance that the URL names: a full beat registers it if it is unknown.",
+                    required=False,
+                    example=_BODY,
+                ),
+                answers=(Answer(status=202, about="Heard, or soon registered."),),
+                problems=(
+                    "unknown_instance",
+                    "lease_ended",
+                    "stale_term",
+                    "pod_terminating",
+                    "pod_gone",
+                    "limit_reached",
+                ),
+                writes=True,
+            ),
+            Route(
+                method="PATCH",
+                path=instances + "/{key}",
+                handler=self.change,
+                parameters=(parameters.KEY, *parameters.OF_SERVICE),
+                body=Body(type=Change, about="What is to be different.", example={"weight": 2.0}),
+                answers=(Answer(status=200, about="It is changed.", type=Stored, example=_STORED),),
+                problems=("unknown_instance", "pod_terminating", "pod_gone"),
+                writes=True,
+            ),
+            Route(
+                method="DELETE",
+                path=instances + "/{key}",
+                handler=self.deregister,
+                parameters=(parameters.KEY, *parameters.OF_SERVICE),
+                answers=(Answer(status=204, about="It is out of the book."),),
+                problems=("unknown_instance",),
+                writes=True,
+            ),
         ]
 
-    async def services(self, request: web.Request) -> web.Response:
+    async def services(self, _: web.Request, values: Values) -> web.Response:
         """List the services of a namespace, with counts."""
-        values = query(request, "namespace", "group", "page", "size")
-        namespace = check_namespace(values.get("namespace", DEFAULT_NAMESPACE))
-        group = values.get("group")
-        page = whole_number(values, "page", 1, low=1, high=1_000_000)
-        size = whole_number(values, "size", 100, low=1, high=MAX_PAGE)
-        found = sorted(
-            (s for s in self._book.catalog.services.within(namespace) if group in {None, s.key.group}),
-            key=lambda s: s.key,
-        )
+        group, page, size = values[parameters.ONLY_GROUP], values[PAGE], values[SIZE]
+        within = self._book.catalog.services.within(values[parameters.NAMESPACE])
+        found = sorted((s for s in within if group in {None, s.key.group}), key=lambda s: s.key)
         counts = [
             ServiceCount(
                 namespace=s.key.namespace,
@@ -182,22 +208,21 @@ class Native:
         ]
         return json_response(ServicePage(total=len(found), page=page, size=size, services=counts))
 
-    async def service(self, request: web.Request) -> web.Response:
+    async def service(self, request: web.Request, values: Values) -> web.Response:
         """List a service's instances; an unknown service has none, and is no error."""
-        values = query(request, "namespace", "group", "cluster", "healthy", "wait", "revision")
-        key = _service(request, values)
-        healthy = truth(values, "healthy")
-        cluster = values.get("cluster")
-        for part in cluster.split(",") if cluster is not None else ():
-            check_cluster(part)
-        wait = _wait(values)
-        if wait and values.get("revision") == self._lists.etag(key):
+        key = parameters.service_of(values)
+        wait, revision = values[parameters.WAIT], values[parameters.REVISION]
+        if wait and revision is None:
+            raise Problem(
+                "bad_value", "wait is given without revision", field="revision", accepted="a list's revision"
+            )
+        if wait and revision == self._lists.etag(key):
             await self._changed(key, wait)
         etag = f'"{self._lists.etag(key)}"'
         if etag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers={"ETag": etag})
         return web.Response(
-            body=self._lists.encoded(key, cluster, healthy),
+            body=self._lists.encoded(key, parameters.filter_of(values)),
             content_type="application/json",
             headers={"ETag": etag},
         )
@@ -213,11 +238,10 @@ class Native:
         finally:
             call_off()
 
-    async def register(self, request: web.Request) -> web.Response:
+    async def register(self, request: web.Request, values: Values) -> web.Response:
         """Enter an instance for a plain HTTP client."""
         who = await identity(request)
-        key = _service(request, query(request, "namespace", "group"))
-        entry = (await body(request, InstanceBody)).entry(key)
+        entry = (await body(request, InstanceBody)).entry(parameters.service_of(values))
         policy.may_enter(who, [entry], operator=False)
         lease = http_lease(entry.ip, entry.port)
         term = self._book.apply(lambda c, now: c.register_http(lease, entry, term=0, now=now))
@@ -228,17 +252,15 @@ class Native:
             raise Problem("forbidden", "the operator speaks for this pod, and does not name this instance")
         return json_response(Stored(instance=shown, term=term), status=201)
 
-    async def beat(self, request: web.Request) -> web.Response:
+    async def beat(self, request: web.Request, values: Values) -> web.Response:
         """Hear an instance; one that is unknown and carried by the beat is registered, a little later."""
         who = await identity(request)
-        values = query(request, "namespace", "group", "term")
-        ref = _ref(request, values)
+        ref = _ref(values)
         policy.may_speak_for(who, ref.owner)
-        term = whole_number(values, "term", 0, low=0, high=2**53)
         lease = http_lease(ref.ip, ref.port)
         result = "refused"
         try:
-            result = await self._beat(request, lease, ref, term)
+            result = await self._beat(request, lease, ref, values[TERM])
         finally:
             self._book.metrics.beats.labels("http", result).inc()
         return web.Response(status=202)
@@ -259,11 +281,10 @@ class Native:
             return "registered"
         return "heard"
 
-    async def change(self, request: web.Request) -> web.Response:
+    async def change(self, request: web.Request, values: Values) -> web.Response:
         """Change what a plain HTTP client said about its instance."""
         who = await identity(request)
-        values = query(request, "namespace", "group")
-        ref = _ref(request, values)
+        ref = _ref(values)
         policy.may_speak_for(who, ref.owner)
         wanted = await body(request, Change)
         lease_id = http_lease(ref.ip, ref.port)
@@ -284,10 +305,10 @@ class Native:
             raise Problem("forbidden", "the operator speaks for this pod, and does not name this instance")
         return json_response(Stored(instance=shown, term=held.term))
 
-    async def deregister(self, request: web.Request) -> web.Response:
+    async def deregister(self, request: web.Request, values: Values) -> web.Response:
         """Take an instance out of the book."""
         who = await identity(request)
-        ref = _ref(request, query(request, "namespace", "group"))
+        ref = _ref(values)
         policy.may_speak_for(who, ref.owner)
         operators = who.role is not Role.POD
         gone = self._book.apply(lambda c, now: c.deregister_everywhere(ref, operators=operators, now=now))
@@ -303,32 +324,26 @@ def _register_unknown(catalog: Catalog, lease: LeaseId, entry: Entry, now: float
         catalog.register_http(lease, entry, term=0, now=now)
 
 
-def _ref(request: web.Request, values: dict[str, str]) -> EntryRef:
-    key = _service(request, values)
-    ip, port, cluster, owner = parse_instance_key(request.match_info["key"])
+def _ref(values: Values) -> EntryRef:
+    namespace, group, name = parameters.service_of(values)
+    ip, port, cluster, owner = values[parameters.KEY]
     return EntryRef(
-        service=key.name,
-        namespace=key.namespace,
-        group=key.group,
-        ip=ip,
-        port=port,
-        cluster=cluster,
-        owner=owner,
+        service=name, namespace=namespace, group=group, ip=ip, port=port, cluster=cluster, owner=owner
     )
 
 
-def _wait(values: dict[str, str]) -> float:
-    text = values.get("wait")
-    if text is None:
-        return 0.0
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        raise bad_value("wait", text, str(error)) from None
-    if seconds > MAX_WAIT:
-        raise bad_value("wait", text, f"at most {MAX_WAIT:g}s")
-    if "revision" not in values:
-        raise Problem(
-            "bad_value", "wait is given without revision", field="revision", accepted="a list's revision"
-        )
-    return seconds
+_BODY: Final = {"ip": "10.0.0.7", "port": 8080, "metadata": {"version": "2"}}
+_STORED: Final = Stored(
+    instance=Instance(
+        key=InstanceKey("10.0.0.7:8080:DEFAULT"), ip="10.0.0.7", port=8080, metadata={"version": "2"}
+    ),
+    term=1,
+)
+_LIST: Final = ServiceList(
+    namespace=DEFAULT_NAMESPACE,
+    group=DEFAULT_GROUP,
+    service="orders",
+    revision="3cf37261.7",
+    settled=True,
+    instances=[_STORED.instance],
+)

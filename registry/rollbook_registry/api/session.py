@@ -20,6 +20,7 @@ from rollbook.model import check_entry, check_ref
 from rollbook.names import LeaseId, ServiceKey, check_id, check_ip, service_key
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api.doors import identity
+from rollbook_registry.api.routes import Answer, Route
 from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog import PodsMarked
 from rollbook_registry.catalog.leases import Kind, check_unreserved
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rollbook.model import Entry, EntryRef
+    from rollbook_registry.api.routes import Values
     from rollbook_registry.auth import Identity
     from rollbook_registry.book import Book
     from rollbook_registry.catalog import Event
@@ -60,8 +62,22 @@ class Sessions:
         self._open: set[Session] = set()
         book.listeners.append(self._heard)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Take up a session."""
+    def routes(self) -> list[Route]:
+        """Return what is served here."""
+        return [
+            Route(
+                method="GET",
+                path="/session",
+                handler=self.session,
+                answers=(Answer(status=101, about="The WebSocket stands; docs/api.md has its frames."),),
+                writes=True,
+                open_query=True,
+                problems=("bad_value",),
+            )
+        ]
+
+    async def session(self, request: web.Request, _: Values) -> web.StreamResponse:
+        """Take up a session: a WebSocket of the subprotocol `rollbook.v1.msgpack` or `rollbook.v1.json`."""
         who = await identity(request)
         policy.may_open_session(who)
         offered = [

@@ -47,11 +47,13 @@ async def test_services_are_listed_with_counts_by_pages(registry):
     assert (await registry.request("GET", "/services?namespace=other"))[1]["services"] == []
 
 
-async def test_a_list_may_be_narrowed_by_cluster_and_health(registry):
+async def test_a_list_may_be_narrowed_by_cluster_health_and_metadata(registry):
     speaker = await registry.speaker()
     await speaker.attach()
     await speaker.register(
-        an_entry(1, cluster="a"), an_entry(2, cluster="b", alive=False), an_entry(3, cluster="c")
+        an_entry(1, cluster="a", metadata={"version": "1"}),
+        an_entry(2, cluster="b", alive=False, metadata={"version": "2"}),
+        an_entry(3, cluster="c"),
     )
     for query, ports in {
         "": [1, 2, 3],
@@ -59,6 +61,10 @@ async def test_a_list_may_be_narrowed_by_cluster_and_health(registry):
         "?healthy=true": [1, 3],
         "?healthy=false": [2],
         "?cluster=b&healthy=true": [],
+        "?selector=version": [1, 2],
+        "?selector=version!=1": [2, 3],
+        "?selector=version+in+(1,2)&healthy=true": [1],
+        "?selector=version=2&cluster=a": [],
     }.items():
         _, body, _ = await registry.request("GET", f"/services/orders{query}")
         assert [i["port"] for i in body["instances"]] == ports
@@ -260,7 +266,9 @@ async def test_an_instance_that_a_pods_operator_does_not_name_is_refused_and_not
         ("GET", "/services/orders?group=", "group"),
         ("GET", "/services/orders?healthy=yes", "healthy"),
         ("GET", "/services/orders?cluster=a,,b", "cluster"),
-        ("GET", "/services/orders?selector=x", "query"),
+        ("GET", "/services/orders?selector=a%20b", "selector"),
+        ("GET", f"/services/orders?selector={'a' * 1025}", "selector"),
+        ("GET", "/services/orders?slector=a", "query"),
         ("GET", "/services/orders?wait=soon&revision=x", "wait"),
         ("GET", "/services/orders?wait=61s&revision=x", "wait"),
         ("GET", "/services/orders?wait=1s", "revision"),

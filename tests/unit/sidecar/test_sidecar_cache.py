@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import msgspec
 import pytest
 
-from rollbook import frames, session
+from rollbook import frames, selector, session
 from rollbook.digest import digest, spell
+from rollbook.filters import Filter
 from rollbook.model import ServiceList
 from rollbook.problems import Problem
 from rollbook.view import Change, View
@@ -195,27 +197,35 @@ async def test_filters(bench, service, instance):
         service("orders"),
         instance(1, cluster="a"),
         instance(2, cluster="b", healthy=False),
-        instance(3, cluster="c"),
+        instance(3, cluster="c", metadata={"version": "2"}),
     )
 
-    def ports(*filters):
-        decoded = msgspec.json.decode(cached.known.body(*filters), type=ServiceList)
+    def ports(**wanted):
+        decoded = msgspec.json.decode(cached.known.body(Filter(**wanted)), type=ServiceList)
         assert decoded.revision == cached.known.revision
         return [i.port for i in decoded.instances]
 
     assert ports() == [1, 2, 3]
-    assert ports("a") == [1]
-    assert ports("a,b") == [1, 2]
-    assert ports("", True) == [1, 3]
-    assert ports("", False) == [2]
-    assert ports("b", True) == []
+    assert ports(clusters=frozenset("a")) == [1]
+    assert ports(clusters=frozenset("ab")) == [1, 2]
+    assert ports(healthy=True) == [1, 3]
+    assert ports(healthy=False) == [2]
+    assert ports(clusters=frozenset("b"), healthy=True) == []
+    assert ports(selector=selector.parse("version=2")) == [3]
 
 
 async def test_forms_that_are_kept_encoded_are_bounded(bench, service, instance):
     cached = await bench.know(service("orders"), instance())
     for n in range(MAX_FORMS + 10):
-        cached.known.body(f"c{n}")
+        wanted = selector.parse(f"k={n}")
+        cached.known.body(Filter(selector=wanted))
+        cached.known.eligible(wanted)
+        cached.strategy("random", random.Random(0), wanted)
     assert len(cached.known._bodies) == MAX_FORMS
+    assert len(cached.known._eligible) == MAX_FORMS
+    assert len(cached._strategies) == MAX_FORMS
+    newest = selector.parse(f"k={MAX_FORMS + 9}")
+    assert cached.known.eligible(newest) is cached.known.eligible(newest)
 
 
 async def test_age_is_the_time_since_the_registry_was_heard(bench):

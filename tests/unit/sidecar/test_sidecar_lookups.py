@@ -97,9 +97,9 @@ async def test_a_long_poll_does_not_keep_the_sidecar_from_ending(registry, run):
         assert await asyncio.wait_for(polling, 5) == found
 
 
-async def test_filters_by_cluster_and_health(registry, run, instance, service):
+async def test_filters_by_cluster_health_and_metadata(registry, run, instance, service):
     registry.lists[service("orders")] = [
-        instance(80, cluster="a"),
+        instance(80, cluster="a", metadata={"version": "2"}),
         instance(81, cluster="b"),
         instance(82, cluster="b", healthy=False, alive=False),
     ]
@@ -109,6 +109,9 @@ async def test_filters_by_cluster_and_health(registry, run, instance, service):
             ("cluster=b", [81, 82]),
             ("cluster=a,b&healthy=true", [80, 81]),
             ("healthy=false", [82]),
+            ("selector=version%20in%20(1,2)", [80]),
+            ("selector=!version", [81, 82]),
+            ("selector=!version&healthy=true", [81]),
         ]:
             _, found = await caller.get(f"/services/orders?{query}")
             assert [i["port"] for i in found["instances"]] == ports
@@ -139,6 +142,8 @@ async def test_namespace_and_group_are_part_of_the_name(registry, run):
         ("/services/orders?wait=30s", "revision"),
         ("/services/orders/pick?strategy=best", "strategy"),
         ("/services/orders/pick?cluster=a", "query"),
+        ("/services/orders/pick?selector=a%20in", "selector"),
+        ("/services/orders?selector=a=1,", "selector"),
         ("/services?page=0", "page"),
         ("/services?size=1001", "size"),
         ("/services?page=x", "page"),
@@ -190,6 +195,24 @@ async def test_pick_chooses_among_those_that_may_get_traffic(registry, run, inst
                 assert response.headers["X-Rollbook-Stale"] == "false"
                 found.add(chosen["port"])
             assert found == {80, 81}
+
+
+async def test_pick_keeps_to_the_selector_and_takes_turns_within_it(registry, run, instance, service):
+    registry.lists[service("orders")] = [
+        instance(80, metadata={"version": "1"}),
+        instance(81, metadata={"version": "2"}),
+        instance(82, metadata={"version": "2"}),
+    ]
+    async with run(registry.address) as caller:
+        chosen = []
+        for _ in range(4):
+            _, everybody = await caller.get("/services/orders/pick?strategy=round-robin")
+            _, some = await caller.get("/services/orders/pick?strategy=round-robin&selector=version=2")
+            chosen.append((everybody["port"], some["port"]))
+        assert chosen == [(80, 81), (81, 82), (82, 81), (80, 82)]
+        response, problem = await caller.get("/services/orders/pick?selector=version=3")
+        assert (response.status, problem["code"]) == (503, "no_instance")
+        assert "selector" in problem["detail"]
 
 
 async def test_pick_says_so_if_nobody_may_get_traffic(registry, run, instance, service):
