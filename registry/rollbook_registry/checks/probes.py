@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -254,5 +255,8 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 
 def _said(error: Exception) -> str:
+    number = getattr(error, "errno", None) or 0
+    if number > 0:  # negative ones are the resolver's, which brings its own words
+        return os.strerror(number)
     text = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
     return text[:MAX_DETAIL]
