@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger("rollbook.checks")
 
 
+class Ask(Protocol):
+    """Asks once; :meth:`rollbook_registry.checks.probes.Probes.ask` is one."""
+
+    def __call__(self, target: Target, *, timeout: float) -> Awaitable[Answer]:
+        """Return what was found, within ``timeout`` seconds."""
+
+
 class Meter(Protocol):
     """Counts checks."""
 
@@ -84,7 +91,7 @@ class Checker:
 
     Args:
         default: how an instance is checked that has no check of its own.
-        ask: asks once (:meth:`rollbook_registry.checks.probes.Probes.ask`).
+        ask: asks an instance once.
         report: takes verdicts: the first of each instance, and each that differs from the one before. What it
             raises is logged, and it is called with the same verdicts again after the next check.
         meter: counts.
@@ -99,7 +106,7 @@ class Checker:
         self,
         *,
         default: Check,
-        ask: Callable[..., Awaitable[Answer]],
+        ask: Ask,
         report: Callable[[list[Verdict]], None],
         meter: Meter,
         clock: Callable[[], float],
