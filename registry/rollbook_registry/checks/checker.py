@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import structlog
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rollbook_registry.checks.schedule import Due
 
 log = structlog.get_logger("rollbook.checks")
+
+_NO_NEWS: Final = frozenset({Reason.FIRST_SUCCESS, Reason.CONFIRMED, Reason.UNCHECKED})
+"""Not worth a line of the log: all is well from the beginning, or as it was."""
 
 
 class Ask(Protocol):
@@ -86,6 +89,10 @@ def _everybody(_: EntryRef) -> bool:
     return True
 
 
+def _nothing(_: EntryRef) -> None:
+    return None
+
+
 class Checker:
     """Checks persistent instances.
 
@@ -100,6 +107,8 @@ class Checker:
         concurrency: checks that may be under way at a time.
         first_rate: first checks a second, at most.
         owns: whether this replica checks an instance; asked when it is defined, and by :meth:`reassign`.
+        known: the verdict that the book has about an instance whose checks begin; ``None``: none. It stands
+            until as many checks as its thresholds say contradict it; the first that agrees is reported.
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class Checker:
         concurrency: int = 100,
         first_rate: float = 1000.0,
         owns: Callable[[EntryRef], bool] = _everybody,
+        known: Callable[[EntryRef], bool | None] = _nothing,
     ) -> None:
         self._default = default
         self._ask = ask
@@ -122,6 +132,7 @@ class Checker:
         self._clock = clock
         self._concurrency = concurrency
         self._owns = owns
+        self._known = known
         self._watched: dict[EntryRef, _Watched] = {}
         self._schedule: Schedule[EntryRef] = Schedule(rng=rng, first_rate=first_rate)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -163,7 +174,8 @@ class Checker:
             self._stop(known)
         self._watched[ref] = watched = _Watched(ref, check, target)
         if self._owns(ref):
-            self._begin(watched)
+            # What the book knows answers the old question.
+            self._begin(watched, known=None if known is not None else self._known(ref))
 
     def undefine(self, ref: EntryRef) -> None:
         """Check an instance no more, and say nothing more about it."""
@@ -174,13 +186,13 @@ class Checker:
     def reassign(self) -> list[EntryRef]:
         """Ask again which instances this replica checks; return those that it has let go of.
 
-        What is newly its own is checked at once, and judged afresh.
+        What is newly its own is checked at once.
         """
         gone = []
         for ref, watched in self._watched.items():
             owned = self._owns(ref)
             if owned and not watched.owned:
-                self._begin(watched)
+                self._begin(watched, known=self._known(ref))
             elif watched.owned and not owned:
                 self._stop(watched)
                 gone.append(ref)
@@ -231,8 +243,9 @@ class Checker:
             return None
         return max(0.0, at - now)
 
-    def _begin(self, watched: _Watched) -> None:
+    def _begin(self, watched: _Watched, *, known: bool | None) -> None:
         watched.owned = True
+        watched.judge = Judge(known=known)
         if watched.target.type == "none":
             watched.judge.alive = True
             self._rule(watched, Reason.UNCHECKED, Answer(Finding.PASSED))
@@ -271,7 +284,7 @@ class Checker:
             log.exception("check_broken", service=str(watched.ref.service_key), target=target.authority)
             answer = Answer(Finding.OWN_FAULT, repr(error))
         if watched.task is not asyncio.current_task():
-            return  # it was asked something else meanwhile
+            return  # it was stopped, and the answer came nevertheless
         now = self._clock()
         watched.task, watched.last, watched.last_at = None, answer, now
         self._meter.ended(target.type, answer.finding, now - began)
@@ -290,8 +303,7 @@ class Checker:
         alive = bool(watched.judge.alive)
         ref = watched.ref
         self._verdicts[ref] = Verdict(ref, alive, reason, answer.finding, answer.detail)
-        # All that is well from the beginning is no news for people.
-        say = log.debug if reason in {Reason.FIRST_SUCCESS, Reason.UNCHECKED} else log.info
+        say = log.debug if reason in _NO_NEWS else log.info
         say(
             "check_verdict",
             service=str(ref.service_key),

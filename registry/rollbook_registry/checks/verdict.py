@@ -1,9 +1,9 @@
 """Verdicts: what a row of checks says about an instance.
 
-The first check decides at once, whatever the thresholds: a verdict that is late is worth less than one that
-may be corrected. From then on it takes ``failures`` in a row to count as not alive, and ``successes`` in a
-row to count as alive again. A check that came to nothing through a fault of ours, or of the name server, is
-evidence of neither and leaves everything as it was.
+Where nothing is known, the first check decides at once, whatever the thresholds: a verdict that is late is
+worth less than one that may be corrected. From then on it takes ``failures`` in a row to count as not alive,
+and ``successes`` in a row to count as alive again. A check that came to nothing through a fault of ours, or
+of the name server, is evidence of neither and leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Reason(StrEnum):
     FIRST_FAILURE = "first_failure"
     FAILED = "failed"
     """It was alive, and as many checks in a row as its threshold says have failed."""
+    CONFIRMED = "confirmed"
+    """The first check agrees with the verdict that the book had from before."""
     RECOVERED = "recovered"
     """It was not alive, and as many checks in a row as its threshold says have passed."""
     UNCHECKED = "unchecked"
@@ -95,16 +97,21 @@ class Verdict(NamedTuple):
 class Judge:
     """The state machine of one instance.
 
+    Args:
+        known: a verdict from before, of this registry's last life or of another replica. The first check does
+            not overrule it alone: a restart and one lost packet together must not take anybody out.
+
     Attributes:
-        alive: the verdict; ``None`` until the first conclusive check.
+        alive: the verdict; ``None`` until the first conclusive check, if none was known.
         against: how many checks in a row contradict the verdict.
     """
 
-    __slots__ = ("against", "alive")
+    __slots__ = ("_own", "against", "alive")
 
-    def __init__(self) -> None:
-        self.alive: bool | None = None
+    def __init__(self, *, known: bool | None = None) -> None:
+        self.alive = known
         self.against = 0
+        self._own = False
 
     def take(self, finding: Finding, *, failures: int, successes: int) -> Reason | None:
         """Take what one check found; return why the verdict changed, if it did.
@@ -118,13 +125,14 @@ class Judge:
             return None
         passed = finding is Finding.PASSED
         if self.alive is None:
-            self.alive = passed
+            self.alive, self._own = passed, True
             return Reason.FIRST_SUCCESS if passed else Reason.FIRST_FAILURE
         if passed is self.alive:
             self.against = 0
-            return None
+            own, self._own = self._own, True
+            return None if own else Reason.CONFIRMED
         self.against += 1
         if self.against < (failures if self.alive else successes):
             return None
-        self.alive, self.against = passed, 0
+        self.alive, self.against, self._own = passed, 0, True
         return Reason.RECOVERED if passed else Reason.FAILED

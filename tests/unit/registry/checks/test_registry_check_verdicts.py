@@ -63,6 +63,16 @@ def test_a_threshold_that_was_lowered_counts_what_has_failed_already():
     assert judge.take(FAIL, failures=2, successes=1) is Reason.FAILED
 
 
+def test_a_verdict_from_before_is_not_overruled_by_one_check_and_confirmed_once():
+    judge = Judge(known=True)
+    heard = [judge.take(f, failures=2, successes=2) for f in (NOTHING, FAIL, PASS, PASS, FAIL, FAIL)]
+    assert heard == [None, None, Reason.CONFIRMED, None, None, Reason.FAILED]
+    judge = Judge(known=False)
+    heard = [judge.take(f, failures=2, successes=2) for f in (PASS, PASS, PASS)]
+    assert heard == [None, Reason.RECOVERED, None]
+    assert Judge(known=False).take(FAIL, failures=2, successes=2) is Reason.CONFIRMED
+
+
 @given(
     findings=st.lists(st.sampled_from([PASS, FAIL, Finding.TIMED_OUT, NOTHING]), max_size=60),
     failures=st.integers(1, 5),

@@ -190,6 +190,29 @@ async def test_an_answer_to_a_question_that_was_changed_does_not_count(house):
     assert house.meter.found == {("tcp", Finding.REFUSED): 1}
 
 
+async def test_an_answer_that_comes_although_its_check_was_stopped_does_not_count():
+    stopped = asyncio.Event()
+
+    async def stubborn(_target, *, timeout):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped.set()
+        return PASSED
+
+    house = House(ask=stubborn)
+    ref = house.define(1)
+    house.checker.turn()
+    await soon(lambda: house.checker.in_flight == 1)
+    await asyncio.sleep(0)
+    house.checker.undefine(ref)
+    await stopped.wait()
+    await soon(lambda: house.checker.in_flight == 0)
+    house.checker.turn()
+    assert (house.told, dict(house.meter.found)) == ([], {})
+    await house.close()
+
+
 async def test_defining_the_same_again_changes_nothing(house):
     house.define(1)
     await house.begin(1)
@@ -335,11 +358,31 @@ async def test_only_what_this_replica_owns_is_checked_and_that_may_change():
     assert house.checker.account(refs[1]) is None
     await house.begin(3)
     assert await house.answer() == [(3, True, Reason.FIRST_SUCCESS)]
-    # What comes back is judged afresh: another replica has checked it meanwhile.
+    # What comes back is judged afresh: its own last verdict is old.
     mine.add(1)
     assert house.checker.reassign() == []
     await house.begin(1)
     assert await house.answer() == [(1, True, Reason.FIRST_SUCCESS)]
+    await house.close()
+
+
+async def test_what_the_book_knows_from_before_is_not_overruled_by_one_check():
+    book = {1: True, 2: False}
+    house = House(known=lambda ref: book.get(ref.port))
+    for n in (1, 2, 3):
+        house.define(n)
+    await house.begin(1, 2, 3)
+    assert await house.answer(REFUSED) == [
+        (2, False, Reason.CONFIRMED),
+        (3, False, Reason.FIRST_FAILURE),
+    ]
+    house.now += 10.0
+    await house.begin(1, 2, 3)
+    assert await house.answer(REFUSED) == [(1, False, Reason.FAILED)]
+    # Of another question the book knows nothing.
+    house.define(1, Check(port=8))
+    await house.begin(8)
+    assert await house.answer(REFUSED) == [(1, False, Reason.FIRST_FAILURE)]
     await house.close()
 
 
