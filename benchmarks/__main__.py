@@ -22,6 +22,7 @@ NAMES: Final = (
     "http_beats",
     "registry_lists",
     "registrations",
+    "checks",
     "sidecar_lookups",
     "cluster_detection",
 )

@@ -19,6 +19,54 @@ if TYPE_CHECKING:
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
+class CheckMeter:
+    """Counts checks of persistent instances.
+
+    Args:
+        registry: where the counts are scraped.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._checks = Counter(
+            "rollbook_checks_total", "Checks of persistent instances", ("type", "result"), registry=registry
+        )
+        self._seconds = Histogram(
+            "rollbook_check_seconds", "What a check took", ("type",), buckets=_FAST, registry=registry
+        )
+        self._late = Histogram(
+            "rollbook_check_late_seconds",
+            "How much later than due a check began",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._missed = Counter(
+            "rollbook_checks_missed_total",
+            "Checks not made because the ones before them were too late",
+            registry=registry,
+        )
+        self.in_flight = Gauge("rollbook_checks_in_flight", "Checks under way", registry=registry)
+        self.instances = Gauge("rollbook_checked_instances", "Instances that are checked", registry=registry)
+        self._counted: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
+    def began(self, late: float) -> None:
+        """Count a check that begins ``late`` seconds after it was due."""
+        self._late.observe(late)
+
+    def ended(self, kind: str, finding: str, seconds: float) -> None:
+        """Count a check of this kind, what it found and how long it took."""
+        counted = self._counted.get((kind, finding))
+        if counted is None:
+            # A labelled child costs more to find than to count.
+            counted = (self._checks.labels(kind, finding), self._seconds.labels(kind))
+            self._counted[kind, finding] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
+
+    def missed(self, turns: int) -> None:
+        """Count checks that were never made."""
+        self._missed.inc(turns)
+
+
 class Metrics:
     """The registry's own counters."""
 
@@ -51,6 +99,7 @@ class Metrics:
             "Changes merged because a subscriber was behind",
             registry=self.registry,
         )
+        self.checks = CheckMeter(self.registry)
         self.loop_lag = Gauge(
             "rollbook_loop_lag_seconds",
             "How much later than due the event loop came round last",

@@ -11,6 +11,13 @@ from rollbook.logs import FORMATS, LEVELS
 from rollbook.problems import bad_value
 from rollbook.settings import setting
 from rollbook_registry.auth.identity import Accounts
+from rollbook_registry.catalog.definitions import (
+    MAX_CHECK_INTERVAL,
+    MAX_CHECK_ROW,
+    MIN_CHECK_INTERVAL,
+    Check,
+)
+from rollbook_registry.checks.reach import Reach
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ACCOUNT = re.compile(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}")
@@ -137,6 +144,65 @@ class RegistrySettings:
     idle_timeout: float = setting(
         60.0, "Silence after which a session is closed; clients ping every 2 s.", unit="s", minimum=1.0
     )
+    check_type: str = setting(
+        "tcp",
+        "How a persistent instance is checked that has no check of its own: 'tcp' (a connection), 'http' "
+        "(GET /, any answer from 200 to 399), or 'none': it counts as alive.",
+        choices=("tcp", "http", "none"),
+    )
+    check_interval: float = setting(
+        5.0,
+        "How often a persistent instance is checked, unless its definition says otherwise.",
+        unit="s",
+        minimum=MIN_CHECK_INTERVAL,
+        maximum=MAX_CHECK_INTERVAL,
+    )
+    check_timeout: float = setting(
+        1.0,
+        "What one check may take in all, looking up a name included; at most --check-interval.",
+        unit="s",
+        minimum=0.01,
+        maximum=MAX_CHECK_INTERVAL,
+    )
+    check_failures: int = setting(
+        3,
+        "Checks in a row that must fail until a persistent instance counts as not alive. An instance that "
+        "refuses is noticed after up to --check-failures times --check-interval; one that does not answer, "
+        "--check-timeout later.",
+        minimum=1,
+        maximum=MAX_CHECK_ROW,
+        danger="With 1 a single lost packet takes an instance out of balancing.",
+    )
+    check_successes: int = setting(
+        1,
+        "Checks in a row that must pass until it counts as alive again.",
+        minimum=1,
+        maximum=MAX_CHECK_ROW,
+    )
+    check_concurrency: int = setting(
+        100,
+        "Checks under way at a time. If every instance is silent, no more than --check-concurrency / "
+        "--check-timeout checks are made in a second; others begin late, and nobody is judged by that.",
+        minimum=1,
+        maximum=10_000,
+    )
+    check_first_rate: float = setting(
+        1000.0,
+        "First checks a second: after a start, or when many instances are defined at once.",
+        unit="a second",
+        minimum=1.0,
+    )
+    check_allow: tuple[str, ...] = setting(
+        (),
+        "Networks that checks may reach although a wider one is refused, such as 127.0.0.0/8, separated by "
+        "commas. Of all networks that hold an address the narrowest counts.",
+        danger="Whoever may define a persistent instance has the registry connect to these addresses.",
+    )
+    check_deny: tuple[str, ...] = setting(
+        (),
+        "Networks that checks may not reach, in addition to loopback, link-local, multicast and reserved "
+        "addresses and clouds' metadata services, separated by commas.",
+    )
     log_level: str = setting("info", "What to log.", choices=LEVELS)
     log_format: str = setting("json", "How to log: for machines or for people.", choices=FORMATS)
 
@@ -158,6 +224,13 @@ class RegistrySettings:
                 self.beat_interval,
                 f"less than --unhealthy-after, which is {self.unhealthy_after}",
             )
+        if self.check_timeout > self.check_interval:
+            raise bad_value(
+                "--check-timeout",
+                self.check_timeout,
+                f"at most --check-interval, which is {self.check_interval}",
+            )
+        Reach(allow=self.check_allow, deny=self.check_deny)
         if self.operator_account and not _ACCOUNT.fullmatch(self.operator_account):
             raise bad_value("--operator-account", self.operator_account, "namespace/name")
         for account in self.administrator_accounts:
@@ -174,6 +247,15 @@ class RegistrySettings:
     def accounts(self) -> Accounts:
         """Who may do more than speak for its pod."""
         return Accounts(self.operator_account, frozenset(self.administrator_accounts))
+    def default_check(self) -> Check:
+        """How a persistent instance is checked that has no check of its own."""
+        return Check(
+            type=self.check_type,  # type: ignore[arg-type]  # one of the choices
+            interval=self.check_interval,
+            timeout=self.check_timeout,
+            failures=self.check_failures,
+            successes=self.check_successes,
+        )
 
     @property
     def needs_identity(self) -> bool:

@@ -6,17 +6,33 @@ watch. Nothing in them changes by silence.
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
+from rollbook import names
 from rollbook.model import Entry, EntryRef
+from rollbook.problems import bad_value
 
 if TYPE_CHECKING:
     from rollbook.names import ServiceKey
 
 MIN_CHECK_INTERVAL: Final = 0.5
 """Seconds; checking more often than this is load, not news."""
+
+MAX_CHECK_INTERVAL: Final = 3600.0
+"""Seconds."""
+
+MAX_CHECK_ROW: Final = 100
+"""Checks in a row that a verdict may wait for."""
+
+MAX_CHECK_PATH: Final = 1024
+"""Characters of an HTTP check's path."""
+
+# It is written into a request line as it is: what is printable and not a space, and no fragment.
+_CHECK_PATH = re.compile(r"/[!-\"$-~]*")
 
 
 class Check(
@@ -41,6 +57,45 @@ class Check(
     timeout: float = 1.0
     failures: int = 3
     successes: int = 1
+
+
+def check_check(check: Check, field: str = "check") -> Check:
+    """Return a check if all of it is acceptable.
+
+    Args:
+        check: what came in.
+        field: its name in errors.
+
+    Raises:
+        Problem: 400 ``bad_value``, naming the field and the accepted form.
+    """
+    if check.type not in {"tcp", "http", "none"}:  # who makes one in code is not held to the annotation
+        raise bad_value(f"{field}.type", check.type, "tcp, http or none")
+    if not MIN_CHECK_INTERVAL <= check.interval <= MAX_CHECK_INTERVAL:
+        raise bad_value(
+            f"{field}.interval",
+            check.interval,
+            f"seconds from {MIN_CHECK_INTERVAL:g} to {MAX_CHECK_INTERVAL:g}",
+        )
+    if not (math.isfinite(check.timeout) and 0 < check.timeout <= check.interval):
+        raise bad_value(
+            f"{field}.timeout",
+            check.timeout,
+            f"seconds, more than 0 and at most the interval, which is {check.interval:g}",
+        )
+    for name, value in (("failures", check.failures), ("successes", check.successes)):
+        if not 1 <= value <= MAX_CHECK_ROW:
+            raise bad_value(f"{field}.{name}", value, f"a whole number from 1 to {MAX_CHECK_ROW}")
+    if len(check.path) > MAX_CHECK_PATH or not _CHECK_PATH.fullmatch(check.path):
+        raise bad_value(
+            f"{field}.path",
+            check.path,
+            f"a path that begins with '/', of at most {MAX_CHECK_PATH} printable ASCII characters, "
+            "without spaces and '#' (others percent-encoded)",
+        )
+    if check.port is not None:
+        names.check_port(check.port, f"{field}.port")
+    return check
 
 
 class Definition(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
