@@ -247,6 +247,8 @@ class RegistrySettings:
     def accounts(self) -> Accounts:
         """Who may do more than speak for its pod."""
         return Accounts(self.operator_account, frozenset(self.administrator_accounts))
+
+    @property
     def default_check(self) -> Check:
         """How a persistent instance is checked that has no check of its own."""
         return Check(
