@@ -1,0 +1,113 @@
+"""Processes that are killed while they do something to a directory, and tell by a pipe what they were told.
+
+They are forked from a server that has imported everything once, so that a hundred of them take seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+import resource
+from pathlib import Path
+
+from rollbook.problems import Problem
+from rollbook_registry.store.sqlite import SqliteStore
+from rollbook_registry.store.store import Change
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# By names that the server can import: the tests' own directories are not on its path.
+CONTEXT.set_forkserver_preload(["rollbook_registry.store.sqlite"])
+
+
+def lives(directory, doing, *, count, seed, after=lambda told: None):
+    """Have a process do something, kill it at a random moment, and so on.
+
+    Args:
+        directory: where it is done.
+        doing: called in each process with the directory, the number of its life, and how to tell.
+        count: how many times.
+        seed: of the moments.
+        after: called after each death with what that process has told.
+    """
+    moments = random.Random(seed)
+    for life in range(count):
+        ours, theirs = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_live, args=(doing, directory, life, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        told = [ours.recv() for _ in range(moments.randrange(1, 40))]
+        # Not always right after it told something.
+        if moments.random() < 0.7:
+            process.join(moments.random() * 0.01)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, f"seed {seed}: it ended by itself"
+        # What is in the pipe was told before it died.
+        while True:
+            try:
+                told.append(ours.recv())
+            except EOFError:
+                break
+        after(told)
+
+
+def _live(doing, directory, life, pipe):
+    doing(Path(directory), life, pipe.send)
+
+
+def write_batches(directory, life, tell):
+    """Three writers, each batch of which belongs together: two new records, and a marker that moves."""
+
+    async def write(store, writer):
+        for n in range(1_000_000):
+            name = f"{life}/{writer}"
+            marks = [Change(f"{name}/mark{n}", b"")] + ([Change(f"{name}/mark{n - 1}", None)] if n else [])
+            await store.write([Change(f"{name}/a{n}", b"v" * 50), Change(f"{name}/b{n}", b"v" * 50), *marks])
+            tell((life, writer, n))
+
+    async def main():
+        store = SqliteStore(directory / "rollbook.db")
+        await store.open(lambda changes: None)
+        await asyncio.gather(*(write(store, writer) for writer in range(3)))
+
+    asyncio.run(main())
+
+
+def apart(doing, *arguments):
+    """Run something in a process of its own, and return what it returns."""
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_report, args=(doing, arguments, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    result = ours.recv()
+    process.join()
+    return result
+
+
+def _report(doing, arguments, pipe):
+    pipe.send(doing(*arguments))
+
+
+def write_on_a_small_disk(directory):
+    """Write until no file may grow any more, then let them grow again; returns what became of each write."""
+    limit = 300_000
+
+    async def main():
+        memory = {}
+        store = SqliteStore(directory / "rollbook.db")
+        await store.open(memory.update)
+        outcomes = []
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        for n in range(200):
+            if n == 150:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            try:
+                await store.write([Change(f"k{n}", b"v" * 4000), Change(f"l{n}", b"v" * 4000)])
+                outcomes.append("committed")
+            except Problem as problem:
+                outcomes.append(problem.code)
+        await store.close()
+        return outcomes, memory
+
+    return asyncio.run(main())
