@@ -13,6 +13,9 @@ MAX_METADATA_PAIRS: Final = 128
 MAX_METADATA_BYTES: Final = 8192
 """Bytes of one instance's metadata, keys and values together, as UTF-8."""
 
+MAX_DESCRIPTION_LENGTH: Final = 1024
+"""Characters of a text for people: a title, a reason."""
+
 MAX_WEIGHT: Final = 10000.0
 """Nacos' own limit."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from rollbook import limits, names
 from rollbook.names import DEFAULT_CLUSTER, DEFAULT_GROUP, DEFAULT_NAMESPACE, InstanceKey, ServiceKey
-from rollbook.problems import Problem, bad_value
+from rollbook.problems import bad_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HEARTBEAT_INTERVAL_KEY: Final = "preserved.heart.beat.interval"
 UNHEALTHY_AFTER_KEY: Final = "preserved.heart.beat.timeout"
 REMOVE_AFTER_KEY: Final = "preserved.ip.delete.timeout"
-_TIMING_KEYS: Final = (HEARTBEAT_INTERVAL_KEY, UNHEALTHY_AFTER_KEY, REMOVE_AFTER_KEY)
+TIMING_KEYS: Final = (HEARTBEAT_INTERVAL_KEY, UNHEALTHY_AFTER_KEY, REMOVE_AFTER_KEY)
 
 MAX_TIMING_MS: Final = 24 * 3600 * 1000
 """A day; longer silence is not ephemeral any more."""
@@ -68,7 +68,7 @@ class Entry(
         alive: what the publisher's own check of the application says; ``None``: it has not succeeded yet
             since the publisher started. Then a probed readiness counts, and nothing else.
         beats_required: the operator's word that this pod has a sidecar, so that only beats keep it.
-        ephemeral: lives by beats (true), or stays until deregistered (false, from step 2 on).
+        ephemeral: lives by beats (true), or is laid down to stay until it is taken back (false).
     """
 
     service: str
@@ -192,13 +192,18 @@ class ServicePage(msgspec.Struct, kw_only=True):
     services: list[ServiceCount]
 
 
-def _check_metadata(metadata: dict[str, str], field: str) -> None:
+def check_metadata(metadata: dict[str, str], field: str = "metadata") -> None:
+    """Hold metadata against its limits, and Nacos' timings in it against their form.
+
+    Raises:
+        Problem: 400 ``bad_value``, naming the pair and the accepted form.
+    """
     if len(metadata) > limits.MAX_METADATA_PAIRS:
         raise bad_value(field, f"{len(metadata)} pairs", f"at most {limits.MAX_METADATA_PAIRS} pairs")
     size = sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
     if size > limits.MAX_METADATA_BYTES:
         raise bad_value(field, f"{size} bytes", f"at most {limits.MAX_METADATA_BYTES} bytes")
-    for key in _TIMING_KEYS:
+    for key in TIMING_KEYS:
         if key in metadata:
             timing_ms(metadata, key, field)
     unhealthy, remove = metadata.get(UNHEALTHY_AFTER_KEY), metadata.get(REMOVE_AFTER_KEY)
@@ -246,14 +251,7 @@ def check_entry(entry: Entry, field: str = "") -> Entry:
     if len(entry.instance_id) > names.MAX_ID_LENGTH:
         raise bad_value(f"{field}instance_id", entry.instance_id, f"at most {names.MAX_ID_LENGTH} characters")
     if entry.metadata:
-        _check_metadata(entry.metadata, f"{field}metadata")
-    if not entry.ephemeral:
-        raise Problem(
-            "bad_value",
-            f"{field}ephemeral is false; persistent instances are not kept yet (see docs/limits.md)",
-            field=f"{field}ephemeral",
-            accepted="true",
-        )
+        check_metadata(entry.metadata, f"{field}metadata")
     return entry if ip == entry.ip else msgspec.structs.replace(entry, ip=ip)
 
 

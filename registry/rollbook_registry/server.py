@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from typing import TYPE_CHECKING, Final, Self
 
@@ -14,13 +15,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from rollbook.kube import KubeApi
 from rollbook.limits import MAX_BODY_BYTES
 from rollbook_registry.api import doors
+from rollbook_registry.api.insight import Insight
 from rollbook_registry.api.native import Native
 from rollbook_registry.api.openapi import described
 from rollbook_registry.api.prometheus import Prometheus
 from rollbook_registry.api.routes import TEXT, Answer, Route
+from rollbook_registry.api.rulings import Rulings
 from rollbook_registry.api.session import Sessions
 from rollbook_registry.auth.tokens import Verifier
 from rollbook_registry.book import Book
+from rollbook_registry.checks import Checker, Probes
+from rollbook_registry.rulebook import Rulebook
+from rollbook_registry.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +52,7 @@ class Server:
         self.settings = settings
         self.book = Book(settings, clock=time.monotonic, wall=time.time)
         self.sessions = Sessions(self.book)
+        self.rulebook = Rulebook(self.book, SqliteStore(settings.data_dir / "rulings.db"))
         self.book.on_settled = self.sessions.settled
         self._api = api
         self._stack = contextlib.AsyncExitStack()
@@ -74,6 +81,7 @@ class Server:
         if settings.needs_identity:
             api = await self._stack.enter_async_context(self._api or KubeApi.in_cluster())
             verifier = Verifier(api, audience=settings.audience, accounts=settings.accounts, wall=time.time)
+        await self._lay_out()
         self._running = asyncio.create_task(self._run_book(), name="book")
         self._stack.push_async_callback(_end, self._running)
         everything = self.application = self._application(verifier)
@@ -121,18 +129,44 @@ class Server:
                 open_query=True,
             ),
         ]
+        rulings = Rulings(self.book, self.rulebook)
         return described(
             [
-                *Native(self.book).routes(),
+                *Native(self.book, rulings).routes(),
+                *rulings.routes(),
+                *Insight(self.book).routes(),
                 *Prometheus(self.book).routes(),
                 *self.sessions.routes(),
                 *upkeep,
             ]
         )
 
+    async def _lay_out(self) -> None:
+        """Bring what is laid down into the book, and have it checked."""
+        settings, book = self.settings, self.book
+        await self.rulebook.open()
+        self._stack.push_async_callback(self.rulebook.close)
+        probes = self._stack.enter_context(Probes(settings.reach))
+        self._checker = Checker(
+            default=settings.default_check,
+            ask=probes.ask,
+            report=self.rulebook.judge,
+            meter=book.metrics.checks,
+            clock=book.now,
+            rng=random.random,
+            concurrency=settings.check_concurrency,
+            first_rate=settings.check_first_rate,
+            known=self.rulebook.verdict,
+        )
+        book.metrics.checks.in_flight.set_function(lambda: self._checker.in_flight)
+        book.metrics.checks.instances.set_function(lambda: self._checker.checked)
+        self.rulebook.check_with(self._checker)
+
     async def _run_book(self) -> None:
         try:
-            await self.book.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.book.run(), name="book")
+                tasks.create_task(self._checker.run(), name="checks")
         except Exception:
             log.exception("book_stopped")
 

@@ -195,7 +195,8 @@ class RegistrySettings:
     check_allow: tuple[str, ...] = setting(
         (),
         "Networks that checks may reach although a wider one is refused, such as 127.0.0.0/8, separated by "
-        "commas. Of all networks that hold an address the narrowest counts.",
+        "commas. Of all networks that hold an address the narrowest counts. Loopback is allowed where --host "
+        "is loopback.",
         danger="Whoever may define a persistent instance has the registry connect to these addresses.",
     )
     check_deny: tuple[str, ...] = setting(
@@ -230,7 +231,7 @@ class RegistrySettings:
                 self.check_timeout,
                 f"at most --check-interval, which is {self.check_interval}",
             )
-        Reach(allow=self.check_allow, deny=self.check_deny)
+        _ = self.reach
         if self.operator_account and not _ACCOUNT.fullmatch(self.operator_account):
             raise bad_value("--operator-account", self.operator_account, "namespace/name")
         for account in self.administrator_accounts:
@@ -258,6 +259,13 @@ class RegistrySettings:
             failures=self.check_failures,
             successes=self.check_successes,
         )
+
+    @property
+    def reach(self) -> Reach:
+        """Where checks may go: a registry that only its own machine reaches may check that machine."""
+        own = ("127.0.0.0/8", "::1/128") if self.host in _LOOPBACK else ()
+        allowed = [network for network in own if network not in self.check_deny]
+        return Reach(allow=dict.fromkeys((*self.check_allow, *allowed)), deny=self.check_deny)
 
     @property
     def needs_identity(self) -> bool:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from aiohttp import web
 
-from rollbook.model import Entry, EntryRef, Instance, ServiceCount, ServiceList, ServicePage, check_entry
+from rollbook.model import (
+    TIMING_KEYS,
+    Entry,
+    Instance,
+    ServiceCount,
+    ServiceList,
+    ServicePage,
+    check_entry,
+)
 from rollbook.names import (
     DEFAULT_CLUSTER,
     DEFAULT_GROUP,
@@ -23,10 +31,13 @@ from rollbook_registry.api.doors import body, identity, json_response
 from rollbook_registry.api.lists import Lists
 from rollbook_registry.api.routes import Answer, Body, Route
 from rollbook_registry.auth import Role, policy
+from rollbook_registry.catalog.definitions import Check, Definition, check_check
 from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
 
 if TYPE_CHECKING:
+    from rollbook.model import EntryRef
     from rollbook_registry.api.routes import Values
+    from rollbook_registry.api.rulings import Rulings
     from rollbook_registry.book import Book
     from rollbook_registry.catalog import Catalog
 
@@ -35,6 +46,7 @@ MAX_PAGE: Final = 1000
 
 PAGE: Final = parameters.whole_number("page", 1, low=1, high=1_000_000, about="Which page, from 1.")
 SIZE: Final = parameters.whole_number("size", 100, low=1, high=MAX_PAGE, about="Services on a page.")
+FORCE: Final = parameters.truth("force", "Whoever entered it, the operator and the store included.")
 TERM: Final = parameters.whole_number(
     "term", 0, low=0, high=2**53, about="The term that registering answered; 0 does not compare it."
 )
@@ -46,11 +58,15 @@ Weight = Annotated[float, msgspec.Meta(extra_json_schema=schemas.WEIGHT)]
 Metadata = Annotated[dict[str, str], msgspec.Meta(extra_json_schema=schemas.METADATA)]
 InstanceId = Annotated[str, msgspec.Meta(extra_json_schema=schemas.INSTANCE_ID)]
 Owner = Annotated[str, msgspec.Meta(extra_json_schema=schemas.OWNER)]
-Ephemeral = Annotated[bool, msgspec.Meta(extra_json_schema={"enum": [True]})]
 
 
 class InstanceBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An instance, as its publisher describes it; the service is in the URL."""
+    """An instance, as its publisher describes it; the service is in the URL.
+
+    Attributes:
+        ephemeral: false lays it down: it stays until it is taken back, and the registry checks it.
+        check: how it is checked. Only for what is laid down.
+    """
 
     ip: Ip
     port: Port
@@ -61,7 +77,8 @@ class InstanceBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     instance_id: InstanceId = ""
     owner: Owner = ""
     alive: bool = True
-    ephemeral: Ephemeral = True
+    ephemeral: bool = True
+    check: Check | None = None
 
     def entry(self, key: ServiceKey) -> Entry:
         """Return the checked entry.
@@ -69,8 +86,28 @@ class InstanceBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Raises:
             Problem: 400 ``bad_value``.
         """
-        fields = {name: getattr(self, name) for name in self.__struct_fields__}
-        return check_entry(Entry(service=key.name, namespace=key.namespace, group=key.group, **fields))
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "check"}
+        entry = check_entry(Entry(service=key.name, namespace=key.namespace, group=key.group, **fields))
+        if self.check is not None:
+            if self.ephemeral:
+                raise bad_value("check", self.check.type, "nothing: what is ephemeral lives by its beats")
+            check_check(self.check, "check")
+        if not self.ephemeral:
+            check_persistent(entry)
+        return entry
+
+
+def check_persistent(entry: Entry) -> None:
+    """Refuse what cannot be laid down.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if entry.owner:
+        raise bad_value("owner", entry.owner, "nothing: a pod's instance lives by its beats")
+    for key in TIMING_KEYS:
+        if key in entry.metadata:
+            raise bad_value(f"metadata.{key}", entry.metadata[key], "nothing: silence does not end it")
 
 
 class Change(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -79,10 +116,15 @@ class Change(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     weight: Weight | None = None
     enabled: bool | None = None
     metadata: Metadata | None = None
+    check: Check | None = None
 
 
 class Stored(msgspec.Struct, kw_only=True):
-    """What registering answers: the instance as the book shows it, and the term to echo in beats."""
+    """What registering answers: the instance as the book shows it, and the term to echo in beats.
+
+    Attributes:
+        term: 0 for what is laid down, and not beaten.
+    """
 
     instance: Instance
     term: int
@@ -99,10 +141,12 @@ class Native:
 
     Args:
         book: the book.
+        rulings: lays persistent instances down.
     """
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, rulings: Rulings) -> None:
         self._book = book
+        self._rulings = rulings
         self._lists = Lists(book)
 
     def routes(self) -> list[Route]:
@@ -143,9 +187,9 @@ class Native:
                 path=instances,
                 handler=self.register,
                 parameters=parameters.OF_SERVICE,
-                body=Body(type=InstanceBody, about="The instance.", example=_BODY),
+                body=Body(type=InstanceBody, about="The instance.", example=_BODY, also=_EPHEMERAL_OR_LAID),
                 answers=(Answer(status=201, about="It is in the book.", type=Stored, example=_STORED),),
-                problems=("pod_terminating", "pod_gone"),
+                problems=("pod_terminating", "pod_gone", "limit_reached", "store_unavailable", "conflict"),
                 writes=True,
             ),
             Route(
@@ -177,16 +221,16 @@ class Native:
                 parameters=(parameters.KEY, *parameters.OF_SERVICE),
                 body=Body(type=Change, about="What is to be different.", example={"weight": 2.0}),
                 answers=(Answer(status=200, about="It is changed.", type=Stored, example=_STORED),),
-                problems=("unknown_instance", "pod_terminating", "pod_gone"),
+                problems=("unknown_instance", "pod_terminating", "pod_gone", "store_unavailable", "conflict"),
                 writes=True,
             ),
             Route(
                 method="DELETE",
                 path=instances + "/{key}",
                 handler=self.deregister,
-                parameters=(parameters.KEY, *parameters.OF_SERVICE),
+                parameters=(parameters.KEY, *parameters.OF_SERVICE, FORCE),
                 answers=(Answer(status=204, about="It is out of the book."),),
-                problems=("unknown_instance",),
+                problems=("unknown_instance", "store_unavailable"),
                 writes=True,
             ),
         ]
@@ -241,7 +285,11 @@ class Native:
     async def register(self, request: web.Request, values: Values) -> web.Response:
         """Enter an instance for a plain HTTP client."""
         who = await identity(request)
-        entry = (await body(request, InstanceBody)).entry(parameters.service_of(values))
+        wanted = await body(request, InstanceBody)
+        entry = wanted.entry(parameters.service_of(values))
+        if not entry.ephemeral:
+            laid = await self._rulings.define(request, Definition(entry=entry, check=wanted.check))
+            return json_response(Stored(instance=laid, term=0), status=201)
         policy.may_enter(who, [entry], operator=False)
         lease = http_lease(entry.ip, entry.port)
         term = self._book.apply(lambda c, now: c.register_http(lease, entry, term=0, now=now))
@@ -255,7 +303,7 @@ class Native:
     async def beat(self, request: web.Request, values: Values) -> web.Response:
         """Hear an instance; one that is unknown and carried by the beat is registered, a little later."""
         who = await identity(request)
-        ref = _ref(values)
+        ref = parameters.ref_of(values)
         policy.may_speak_for(who, ref.owner)
         lease = http_lease(ref.ip, ref.port)
         result = "refused"
@@ -269,6 +317,8 @@ class Native:
         carried = None
         if request.can_read_body:
             carried = (await body(request, InstanceBody)).entry(ref.service_key)
+            if not carried.ephemeral:
+                raise bad_value("ephemeral", False, "true: what is laid down is not beaten")  # noqa: FBT003
             if carried.ref != ref:
                 raise bad_value("body", carried.ref, f"the instance that the URL names, {ref}")
         try:
@@ -282,22 +332,23 @@ class Native:
         return "heard"
 
     async def change(self, request: web.Request, values: Values) -> web.Response:
-        """Change what a plain HTTP client said about its instance."""
+        """Change what a plain HTTP client said about its instance, or a persistent instance."""
         who = await identity(request)
-        ref = _ref(values)
+        ref = parameters.ref_of(values)
         policy.may_speak_for(who, ref.owner)
         wanted = await body(request, Change)
+        new = {
+            name: value
+            for name in ("weight", "enabled", "metadata")
+            if (value := getattr(wanted, name)) is not None
+        }
         lease_id = http_lease(ref.ip, ref.port)
         lease = self._book.catalog.lease(lease_id)
         held = lease.entries.get(ref) if lease is not None and lease.kind is Kind.HTTP else None
         if lease is None or held is None:
-            raise Problem(
-                "unknown_instance",
-                "no instance was registered over HTTP under this key; sessions change their own",
-            )
-        new = {
-            name: value for name in wanted.__struct_fields__ if (value := getattr(wanted, name)) is not None
-        }
+            return await self._change_definition(request, ref, new, wanted.check)
+        if wanted.check is not None:
+            raise bad_value("check", wanted.check.type, "nothing: what is ephemeral lives by its beats")
         entry = check_entry(msgspec.structs.replace(held.entry, alive=not held.down, **new))
         self._book.apply(lambda c, now: c.register(lease_id, [entry], now))
         shown = self._book.catalog.instance(ref, lease_id)
@@ -305,13 +356,34 @@ class Native:
             raise Problem("forbidden", "the operator speaks for this pod, and does not name this instance")
         return json_response(Stored(instance=shown, term=held.term))
 
+    async def _change_definition(
+        self, request: web.Request, ref: EntryRef, new: dict[str, Any], check: Check | None
+    ) -> web.Response:
+        known = self._rulings.definition(ref)
+        if known is None:
+            raise Problem(
+                "unknown_instance",
+                "no instance was registered over HTTP under this key; sessions change their own",
+            )
+        entry = check_entry(msgspec.structs.replace(known.entry, **new))
+        check_persistent(entry)
+        check = known.check if check is None else check_check(check, "check")
+        laid = await self._rulings.define(request, Definition(entry=entry, check=check))
+        return json_response(Stored(instance=laid, term=0))
+
     async def deregister(self, request: web.Request, values: Values) -> web.Response:
-        """Take an instance out of the book."""
+        """Take an instance out of the book; with force, whoever entered it, its override too."""
         who = await identity(request)
-        ref = _ref(values)
-        policy.may_speak_for(who, ref.owner)
-        operators = who.role is not Role.POD
-        gone = self._book.apply(lambda c, now: c.deregister_everywhere(ref, operators=operators, now=now))
+        ref = parameters.ref_of(values)
+        if values[FORCE]:
+            gone = await self._rulings.force(request, ref)
+        else:
+            policy.may_speak_for(who, ref.owner)
+            operators = who.role is not Role.POD
+            gone = self._book.apply(lambda c, now: c.deregister_everywhere(ref, operators=operators, now=now))
+            if not gone and self._rulings.definition(ref) is not None:
+                await self._rulings.undefine(request, ref)
+                gone = True
         if not gone:
             raise Problem("unknown_instance", f"{ref.service} has no such instance")
         return web.Response(status=204)
@@ -324,14 +396,16 @@ def _register_unknown(catalog: Catalog, lease: LeaseId, entry: Entry, now: float
         catalog.register_http(lease, entry, term=0, now=now)
 
 
-def _ref(values: Values) -> EntryRef:
-    namespace, group, name = parameters.service_of(values)
-    ip, port, cluster, owner = values[parameters.KEY]
-    return EntryRef(
-        service=name, namespace=namespace, group=group, ip=ip, port=port, cluster=cluster, owner=owner
-    )
-
-
+_EPHEMERAL_OR_LAID: Final = {
+    "if": {"properties": {"ephemeral": {"const": False}}, "required": ["ephemeral"]},
+    "then": {
+        "properties": {
+            "owner": {"const": ""},
+            "metadata": {"properties": dict.fromkeys(TIMING_KEYS, False)},
+        }
+    },
+    "else": {"properties": {"check": {"type": "null"}}},
+}
 _BODY: Final = {"ip": "10.0.0.7", "port": 8080, "metadata": {"version": "2"}}
 _STORED: Final = Stored(
     instance=Instance(

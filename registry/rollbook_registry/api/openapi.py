@@ -114,7 +114,10 @@ def _operation(route: Route, schema: Callable[[Any], Schema]) -> dict[str, Any]:
     if route.parameters:
         operation["parameters"] = [_parameter(p) for p in route.parameters]
     if route.body is not None:
-        media: dict[str, Any] = {"schema": schema(route.body.type)}
+        form = schema(route.body.type)
+        media: dict[str, Any] = {
+            "schema": {"allOf": [form, dict(route.body.also)]} if route.body.also else form
+        }
         if route.body.example is not None:
             media["example"] = msgspec.to_builtins(route.body.example)
         operation["requestBody"] = {

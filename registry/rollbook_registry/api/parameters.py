@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rollbook import selector
 from rollbook.filters import MAX_CLUSTERS, Filter, parse_clusters
 from rollbook.limits import MAX_SELECTOR_LENGTH
+from rollbook.model import EntryRef
 from rollbook.names import (
     DEFAULT_GROUP,
     DEFAULT_NAMESPACE,
@@ -86,6 +87,15 @@ NAMESPACE: Final = Parameter(
     default=DEFAULT_NAMESPACE,
     example=DEFAULT_NAMESPACE,
 )
+THE_NAMESPACE: Final = Parameter(
+    name="namespace",
+    about="The namespace.",
+    schema=schemas.NAMESPACE,
+    read=check_namespace,
+    default="",
+    where="path",
+    example="test",
+)
 GROUP: Final = Parameter(
     name="group",
     about="The service's group.",
@@ -156,6 +166,15 @@ FILTER: Final[tuple[Parameter[Any], ...]] = (CLUSTER, HEALTHY, SELECTOR)
 def service_of(values: Values) -> ServiceKey:
     """Return the service that :data:`OF_SERVICE` names."""
     return ServiceKey(values[NAMESPACE], values[GROUP], values[SERVICE])
+
+
+def ref_of(values: Values) -> EntryRef:
+    """Return the name of the instance that :data:`KEY` and :data:`OF_SERVICE` name."""
+    namespace, group, name = service_of(values)
+    ip, port, cluster, owner = values[KEY]
+    return EntryRef(
+        service=name, namespace=namespace, group=group, ip=ip, port=port, cluster=cluster, owner=owner
+    )
 
 
 def filter_of(values: Values) -> Filter:

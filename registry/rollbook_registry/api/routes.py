@@ -67,12 +67,14 @@ class Body:
         type: the struct that it is read as.
         required: whether it must be there.
         example: one that is accepted.
+        also: what has to hold beside the type, as JSON Schema.
     """
 
     type: type
     about: str
     required: bool = True
     example: object = None
+    also: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -403,6 +403,13 @@ class Session:
     def _check(self, entries: list[Entry]) -> list[Entry]:
         _count(entries)
         checked = [check_entry(e, f"entries[{n}].") for n, e in enumerate(entries)]
+        for n, entry in enumerate(checked):
+            if not entry.ephemeral:
+                raise bad_value(
+                    f"entries[{n}].ephemeral",
+                    entry.ephemeral,
+                    "true; POST .../instances lays persistent ones down",
+                )
         policy.may_enter(self._who, checked, operator=self._operator)
         return checked
 

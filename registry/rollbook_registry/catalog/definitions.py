@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -32,7 +32,10 @@ MAX_CHECK_PATH: Final = 1024
 """Characters of an HTTP check's path."""
 
 # It is written into a request line as it is: what is printable and not a space, and no fragment.
-_CHECK_PATH = re.compile(r"/[!-\"$-~]*")
+CHECK_PATH_FORM: Final = r"/[!-\"$-~]*"
+_CHECK_PATH = re.compile(CHECK_PATH_FORM)
+
+_Row = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": MAX_CHECK_ROW})]
 
 
 class Check(
@@ -51,12 +54,22 @@ class Check(
     """
 
     type: Literal["tcp", "http", "none"] = "tcp"
-    path: str = "/"
-    port: int | None = None
-    interval: float = 5.0
-    timeout: float = 1.0
-    failures: int = 3
-    successes: int = 1
+    path: Annotated[
+        str,
+        msgspec.Meta(extra_json_schema={"pattern": f"^{CHECK_PATH_FORM}$", "maxLength": MAX_CHECK_PATH}),
+    ] = "/"
+    port: Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": names.MAX_PORT})] | None = (
+        None
+    )
+    interval: Annotated[
+        float,
+        msgspec.Meta(extra_json_schema={"minimum": MIN_CHECK_INTERVAL, "maximum": MAX_CHECK_INTERVAL}),
+    ] = 5.0
+    timeout: Annotated[
+        float, msgspec.Meta(extra_json_schema={"exclusiveMinimum": 0, "maximum": MAX_CHECK_INTERVAL})
+    ] = 1.0
+    failures: _Row = 3
+    successes: _Row = 1
 
 
 def check_check(check: Check, field: str = "check") -> Check:

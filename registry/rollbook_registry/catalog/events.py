@@ -53,6 +53,8 @@ class Reason(StrEnum):
     """Back from the snapshot, or from a peer's copy, after a restart."""
     DEFINED = "defined"
     UNDEFINED = "undefined"
+    CHECK_PASSED = "check_passed"
+    CHECK_FAILED = "check_failed"
     OVERRIDDEN = "overridden"
     """An administrator's word stands above what its publishers say."""
     OVERRIDE_LIFTED = "override_lifted"

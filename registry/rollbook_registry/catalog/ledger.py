@@ -273,7 +273,10 @@ class Ledger:
         group = self.groups.add(held)
         if held.kind is Kind.SESSION or held.kind is Kind.HTTP:
             self._supersede(lease, group, held, now)
-        if old is None:
+        if held.kind is Kind.CHECKER:
+            if old is None or old.down != held.down:
+                self._note(held, Reason.CHECK_FAILED if held.down else Reason.CHECK_PASSED)
+        elif old is None:
             self._note(held, Reason.DEFINED if held.kind is Kind.DEFINITIONS else Reason.REGISTERED)
         elif old.entry != held.entry or (old.silent and not held.silent):
             self._note(held, Reason.UPDATED)

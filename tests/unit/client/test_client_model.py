@@ -33,7 +33,6 @@ UNHEALTHY, REMOVE, BEAT = (
         ("instance_id", "x" * 257),
         ("metadata", {str(n): "" for n in range(129)}),
         ("metadata", {"a": "x" * 8192}),
-        ("ephemeral", False),
     ],
 )
 def test_bad_input_names_the_field_and_the_accepted_form(field, value):

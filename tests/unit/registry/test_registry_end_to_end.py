@@ -162,8 +162,8 @@ async def test_a_pod_that_a_young_registry_never_knew_is_let_go_when_the_operato
     await orders.wait_for(lambda instances: [i.owner for i in instances] == ["v"])
 
 
-async def test_a_client_moves_on_to_the_next_address(start):
-    first, second = await start(), await start()
+async def test_a_client_moves_on_to_the_next_address(start, tmp_path):
+    first, second = await start(), await start(data_dir=tmp_path / "second")
     client = await first.client()
     await client.wait_connected()
     from rollbook.client import Client  # noqa: PLC0415  # two addresses, which the fixture does not give
@@ -224,7 +224,7 @@ async def test_timers_hold_over_real_sockets_too(start):
 async def test_a_registry_says_why_it_cannot_start(start, tmp_path):
     registry = await start()
     settings = RegistrySettings(
-        data_dir=tmp_path,
+        data_dir=tmp_path / "another",
         http_port=registry.server.http_port,
         session_port=0,
         auth="none",

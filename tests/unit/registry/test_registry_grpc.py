@@ -209,7 +209,9 @@ async def test_requests_are_answered_beside_an_open_stream(stream, ask):
 
 async def test_a_port_that_another_registry_has_is_not_shared(registry, tmp_path):
     port = registry.server.grpc_port
-    settings = RegistrySettings(data_dir=tmp_path, http_port=0, session_port=0, grpc_port=port, auth="none")
+    settings = RegistrySettings(
+        data_dir=tmp_path / "another", http_port=0, session_port=0, grpc_port=port, auth="none"
+    )
     server = Server(settings)
     with pytest.raises(OSError, match=rf"127\.0\.0\.1 port {port} \(--grpc-port\).*address already in use"):
         await server.__aenter__()

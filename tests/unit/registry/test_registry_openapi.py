@@ -54,6 +54,7 @@ async def test_it_describes_exactly_what_is_served(registry, description):
 async def test_other_methods_are_answered_405_with_those_that_are_described(registry, description):
     for path, item in description["paths"].items():
         where = path.replace("{key}", "10.0.0.1:80").replace("{service}", "orders")
+        where = where.replace("{namespace}", "test")
         status, body, headers = await registry.request("OPTIONS", where)
         assert (status, body["code"]) == (405, "method_not_allowed")
         assert set(headers["Allow"].lower().split(",")) - {"head"} == set(item), path

@@ -73,7 +73,7 @@ async def test_who_holds_the_very_list_is_told_so(registry, speaker):
 
 
 async def test_everybody_is_told_when_the_book_settles(start):
-    registry = await start(unhealthy_after=0.2, remove_after=0.2, beat_interval=0.1, expiry_tick=0.02)
+    registry = await start(unhealthy_after=0.2, remove_after=1.0, beat_interval=0.1, expiry_tick=0.02)
     speaker = await registry.speaker()
     await speaker.ask(frames.Ping())
     await speaker.hear(frames.Settled)
