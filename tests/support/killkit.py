@@ -6,18 +6,28 @@ They are forked from a server that has imported everything once, so that a hundr
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import random
 import resource
+import time
 from pathlib import Path
 
+from rollbook.model import Entry
+from rollbook.names import LeaseId
 from rollbook.problems import Problem
+from rollbook_registry.catalog import Catalog, Timings
+from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.store.keeper import Keeper
+from rollbook_registry.store.snapshot import SLICE
 from rollbook_registry.store.sqlite import SqliteStore
 from rollbook_registry.store.store import Change
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # By names that the server can import: the tests' own directories are not on its path.
-CONTEXT.set_forkserver_preload(["rollbook_registry.store.sqlite"])
+CONTEXT.set_forkserver_preload(
+    ["rollbook_registry.store.sqlite", "rollbook_registry.store.keeper", "rollbook_registry.catalog"]
+)
 
 
 def lives(directory, doing, *, count, seed, after=lambda told: None):
@@ -111,3 +121,77 @@ def write_on_a_small_disk(directory):
         return outcomes, memory
 
     return asyncio.run(main())
+
+
+def keeper_of(catalog, directory, **options):
+    """A keeper of a catalog."""
+    defaults = {
+        "interval": 3600.0,
+        "boot": "boot",
+        "ordinal": 0,
+        "leases": lambda: catalog.pieces(SLICE),
+        "pods": lambda: catalog.pod_records(0.0),
+        "wall": time.time,
+    }
+    return Keeper(directory, **{**defaults, **options})
+
+
+def save_and_remove(directory, life, tell):
+    """Fill a book, then remove one thing after the other, while one snapshot after the other is saved.
+
+    It tells of every snapshot when it is done, and of what was removed when it is answered for.
+    """
+    chance = random.Random(life)
+    catalog = Catalog(Timings())
+    keeper = keeper_of(catalog, directory)
+
+    def done():
+        for event in catalog.take_events():
+            keeper.take(event)
+        keeper.flush()
+
+    def fill(lease):
+        id_ = LeaseId(lease)
+        catalog.attach(id_, kind=Kind.SESSION, term=0, holder=lease, now=0.0)
+        pod = f"pod-{lease}"
+        for n in range(20):
+            owner = pod if n < 3 else ""
+            catalog.register(id_, [Entry(service=lease, ip="10.0.0.1", port=n + 1, owner=owner)], 0.0)
+        done()
+
+    async def save():
+        for n in itertools.count():
+            assert await keeper.save()
+            tell(("saved", n, []))
+
+    async def remove():
+        for n in itertools.count():
+            lease = f"{life}-{n}"
+            fill(lease)
+            await asyncio.sleep(0)
+            old = f"{life}-{n - chance.randrange(1, 4)}"
+            held = catalog.lease(LeaseId(old))
+            if held is None:
+                continue
+            refs = list(held.entries)
+            what = chance.choice(["entries", "lease", "pod"])
+            if what == "entries":
+                gone = chance.sample(refs, len(refs) // 2)
+                catalog.deregister(held.id, gone, 0.0)
+            elif what == "lease":
+                gone = refs
+                catalog.release(held.id, 0.0)
+            else:
+                gone = [ref for ref in refs if ref.owner]
+                catalog.close_pods([f"pod-{old}"], 0.0)
+            done()
+            tell((what, old, [(ref.service, ref.port) for ref in gone]))
+            await asyncio.sleep(0)
+
+    async def main():
+        saved = await keeper.load()
+        catalog.restore(saved.writes, saved.pods, 0.0)
+        done()
+        await asyncio.gather(save(), remove())
+
+    asyncio.run(main())

@@ -165,6 +165,23 @@ class Ledger:
             return None
         return self._write(lease, put=[_record(held) for held in lease.entries.values()], whole=True)
 
+    def pieces(self, size: int) -> Iterator[tuple[int, LeaseWrite]]:
+        """Walk through all leases that others and the disk hear of, with the ordinals of their owners.
+
+        The book may change between two steps: each piece, of at most ``size`` entries, is true and has its
+        lease's version when it is made. What is registered after the first step may be missing.
+        """
+        for id_ in list(self._leases):
+            first = self._leases.get(id_)
+            refs = list(first.entries) if first is not None else []
+            for start in range(0, len(refs) or 1, size):
+                # It may have ended since, and another may be there under the same id.
+                lease = self._leases.get(id_)
+                if lease is None or not lease.replicated:
+                    break
+                held = [lease.entries[ref] for ref in refs[start : start + size] if ref in lease.entries]
+                yield lease.origin, self._write(lease, put=[_record(one) for one in held])
+
     def pod_records(self, now: float) -> Iterator[PodRecord]:
         """The pods that are closed or fenced."""
         return self.pods.records(now)
@@ -462,7 +479,7 @@ class Ledger:
                 write = self._write(
                     lease,
                     put=[_record(lease.entries[ref]) for ref in put],
-                    drop=[] if changes.whole else list(changes.drop),
+                    drop=list(changes.drop),
                     whole=changes.whole,
                     reason=changes.reason,
                 )

@@ -73,10 +73,11 @@ class Pods:
                 self._spoke.pop(uid, None)
 
     def records(self, now: float) -> Iterator[PodRecord]:
-        """All of them, for peers and for the disk."""
-        for uid, marked in self._closed.items():
+        """All of them, for peers and for the disk; there may be changes between two steps."""
+        closed, fenced = list(self._closed.items()), list(self._fenced.items())
+        for uid, marked in closed:
             yield PodRecord(uid=uid, age=now - marked.at)
-        for uid, marked in self._fenced.items():
+        for uid, marked in fenced:
             yield PodRecord(uid=uid, fenced=True, age=now - marked.at, ips=list(marked.ips))
 
     def state(self, uid: str) -> str:

@@ -52,7 +52,7 @@ class LeaseWrite(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
         attached: whether a session holds it now; of two leases with one id and term, the attached counts.
         whole: ``put`` is all that it holds, rather than what changed.
         put: entries that are new or different.
-        drop: names of entries that are gone.
+        drop: names of entries that are gone, in a whole write too: the disk notes them.
         ended: the lease is no more; nothing else matters then.
         reason: of what it drops or ends, as a :class:`~rollbook_registry.catalog.events.Reason`'s code.
     """

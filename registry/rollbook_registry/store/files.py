@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -99,24 +100,87 @@ def clean(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(path: Path, *, name: str) -> Path:
     """Rename a file that cannot be used to ``NAME.damaged-N``, and keep the newest of these only.
 
     Raises:
         OSError: it cannot be renamed.
     """
-    numbered = sorted(_damaged(path))
-    number = numbered[-1][0] + 1 if numbered else 1
-    aside = path.with_name(f"{path.name}.damaged-{number}")
+    found = sorted(numbered(path.parent, f"{name}.damaged-"))
+    number = found[-1][0] + 1 if found else 1
+    aside = path.with_name(f"{name}.damaged-{number}")
     path.rename(aside)
-    for _, old in numbered[: max(0, len(numbered) + 1 - DAMAGED_KEPT)]:
+    for _, old in found[: max(0, len(found) + 1 - DAMAGED_KEPT)]:
         with contextlib.suppress(OSError):
             old.unlink()
     return aside
 
 
-def _damaged(path: Path) -> Iterator[tuple[int, Path]]:
-    for found in path.parent.glob(f"{path.name}.damaged-*"):
-        number = found.name.rpartition("-")[2]
-        if number.isdecimal():
-            yield int(number), found
+def numbered(directory: Path, prefix: str) -> Iterator[tuple[int, Path]]:
+    """The files of a directory whose names are a prefix and a number, and their numbers.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    for path in directory.iterdir():
+        number = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and number.isascii() and number.isdecimal():
+            yield int(number), path
+
+
+class AppendedFile:
+    """A file that grows by whole appends. It is made with the first of them.
+
+    Args:
+        path: of the file; there must be none.
+        head: what it begins with.
+        limit: bytes that it may grow to.
+    """
+
+    def __init__(self, path: Path, *, head: bytes, limit: int) -> None:
+        self._path = path
+        self._head = head
+        self.limit = limit
+        self._descriptor = -1
+        self.size = 0
+        """Bytes so far."""
+        self.broken = False
+        """Whether a torn append could not be taken back: what came after it could not be read."""
+
+    def append(self, data: bytes) -> None:
+        """Append with one write, or not at all.
+
+        Raises:
+            OSError: the disk failed, or is full, or the file is as large as it may be.
+        """
+        if self.broken:
+            raise OSError(errno.EIO, "an earlier write is torn", str(self._path))
+        if self._descriptor < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+            self._descriptor = os.open(self._path, flags, PRIVATE)
+        if not self.size:
+            data = self._head + data
+        if self.size + len(data) > self.limit:
+            raise OSError(errno.EFBIG, f"it may have {self.limit} bytes", str(self._path))
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError:
+            self._take_back()
+            raise
+        if written < len(data):
+            self._take_back()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        self.size += written
+
+    def close(self) -> None:
+        """Let go of it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def _take_back(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self.size)
+        except OSError:
+            self.broken = True
