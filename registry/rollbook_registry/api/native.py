@@ -16,6 +16,7 @@ from rollbook.names import (
     InstanceKey,
     LeaseId,
     ServiceKey,
+    instance_key,
 )
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api import parameters, schemas
@@ -270,7 +271,9 @@ class Native:
         if request.can_read_body:
             carried = (await body(request, InstanceBody)).entry(ref.service_key)
             if carried.ref != ref:
-                raise bad_value("body", carried.ref, f"the instance that the URL names, {ref}")
+                raise bad_value(
+                    "body", _named(carried.ref), f"the instance that the URL names, {_named(ref)}"
+                )
         try:
             self._book.apply(lambda c, now: c.beat_http(lease, ref, term=term, now=now))
         except Problem as problem:
@@ -330,6 +333,11 @@ def _ref(values: Values) -> EntryRef:
     return EntryRef(
         service=name, namespace=namespace, group=group, ip=ip, port=port, cluster=cluster, owner=owner
     )
+
+
+def _named(ref: EntryRef) -> str:
+    key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
+    return f"{key} of {ref.service_key}"
 
 
 _BODY: Final = {"ip": "10.0.0.7", "port": 8080, "metadata": {"version": "2"}}
