@@ -9,7 +9,7 @@ export PYTHONPATH := $(CURDIR)/tests/cluster:$(CURDIR)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick cluster cluster-down lint format bench image requirements clean
+.PHONY: help demo test test-quick test-real cluster cluster-down lint format bench image requirements clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -19,6 +19,9 @@ demo: $(VENV)/.demo ## the main job on this machine: registry, two instances, a 
 
 test: $(VENV)/.dev ## everything, on a real Kubernetes too (ROLLBOOK_CLUSTER=auto|kind|testbed|kubeconfig|none)
 	@$(BIN)/pytest tests
+
+test-real: $(VENV)/.dev ## against real programs on this machine: a registry, Prometheus, a fuzzer of /openapi.json
+	@$(BIN)/pytest tests/integration
 
 test-quick: $(VENV)/.dev ## what needs neither root nor a cluster, in under a minute
 	@$(BIN)/pytest tests/unit -q -x

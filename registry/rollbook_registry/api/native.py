@@ -24,6 +24,7 @@ from rollbook.names import (
     InstanceKey,
     LeaseId,
     ServiceKey,
+    instance_key,
 )
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api import parameters, schemas
@@ -320,7 +321,9 @@ class Native:
             if not carried.ephemeral:
                 raise bad_value("ephemeral", False, "true: what is laid down is not beaten")  # noqa: FBT003
             if carried.ref != ref:
-                raise bad_value("body", carried.ref, f"the instance that the URL names, {ref}")
+                raise bad_value(
+                    "body", _named(carried.ref), f"the instance that the URL names, {_named(ref)}"
+                )
         try:
             self._book.apply(lambda c, now: c.beat_http(lease, ref, term=term, now=now))
         except Problem as problem:
@@ -394,6 +397,11 @@ def _register_unknown(catalog: Catalog, lease: LeaseId, entry: Entry, now: float
     known = catalog.lease(lease)
     if not catalog.has_ended(lease, entry.ref) and (known is None or entry.ref not in known.entries):
         catalog.register_http(lease, entry, term=0, now=now)
+
+
+def _named(ref: EntryRef) -> str:
+    key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
+    return f"{key} of {ref.service_key}"
 
 
 _EPHEMERAL_OR_LAID: Final = {

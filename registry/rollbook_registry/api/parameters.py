@@ -145,7 +145,11 @@ SELECTOR: Final = Parameter(
 WAIT: Final = Parameter(
     name="wait",
     about=f"Wait for a revision other than `revision`, at most this long: 500ms, 30s, up to {MAX_WAIT:g}s.",
-    schema={"type": "string", "pattern": r"^([0-9]{1,4}ms|[1-5]?[0-9]s|60s|[01]m)$"},
+    schema={
+        "type": "string",
+        "pattern": r"^\s*(?:(?:[0-5]?[0-9](?:\.[0-9]+)?|60)s?|[0-5]?[0-9]{1,4}(?:\.[0-9]+)?ms"
+        r"|0(?:\.[0-9]+)?m|1m)\s*$",
+    },
     read=_wait,
     default=0.0,
     example="1ms",
