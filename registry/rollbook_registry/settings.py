@@ -28,7 +28,9 @@ class RegistrySettings:
     """All that can be set."""
 
     data_dir: Path = setting(
-        Path("rollbook-data"), "The directory that the registry keeps its files in; made if it isn't there."
+        Path("rollbook-data"),
+        "The directory that the registry keeps its files in; made if it isn't there.",
+        danger="Two registries must not share one.",
     )
     host: str = setting(
         "127.0.0.1",
@@ -54,7 +56,15 @@ class RegistrySettings:
         danger="With 'none' everybody who reaches the port may write.",
     )
     operator_account: str = setting(
-        "", "The operator's service account, as namespace/name; it may enter what is true of any pod."
+        "",
+        "The operator's service account, as namespace/name; it may enter what is true of any pod.",
+        danger="Whoever can make tokens for this account may change the whole book.",
+    )
+    audience: str = setting(
+        "rollbook",
+        "The audience that tokens must be made for.",
+        formula="The same as the webhook's --audience.",
+        danger="An audience that the API server's own tokens have lets every pod's ordinary token in.",
     )
     administrator_accounts: tuple[str, ...] = setting(
         (),
@@ -62,17 +72,21 @@ class RegistrySettings:
         "instances, overrides, settings) and speak for anybody.",
         danger="Who has such an account can take any instance offline.",
     )
-    audience: str = setting("rollbook", "The audience that tokens must be made for.")
     beat_interval: float = setting(
-        5.0, "How often clients are asked to beat.", unit="s", minimum=0.05, maximum=3600.0
+        5.0,
+        "How often clients are asked to beat.",
+        unit="s",
+        minimum=0.05,
+        maximum=3600.0,
+        formula="At most --unhealthy-after / 3. The registry hears clients / --beat-interval beats a second.",
     )
     unhealthy_after: float = setting(
         15.0,
-        "Silence after which an instance is not alive and leaves balancing. Three times --beat-interval "
-        "bears two lost beats.",
+        "Silence after which an instance is not alive and leaves balancing.",
         unit="s",
         minimum=0.1,
         maximum=86400.0,
+        formula="3 x --beat-interval, which bears two lost beats.",
         danger="Below two beat intervals a single late beat takes an instance out of balancing.",
     )
     remove_after: float = setting(
@@ -82,6 +96,8 @@ class RegistrySettings:
         unit="s",
         minimum=0.2,
         maximum=86400.0,
+        formula="2 x --unhealthy-after; more than a client takes to come back to a registry that restarted.",
+        danger="Short of a client's way back, a broken connection takes its instances out of the book.",
     )
     operator_remove_after: float = setting(
         600.0,
@@ -89,6 +105,8 @@ class RegistrySettings:
         unit="s",
         minimum=1.0,
         maximum=86400.0,
+        formula="Longer than the operator's longest absence: an upgrade, a lost node, a slow image.",
+        danger="When it has passed, every pod without a sidecar leaves the book at once.",
     )
     empty_service_after: float = setting(
         60.0, "How long a service without instances stays listed.", unit="s", minimum=0.0
@@ -99,6 +117,7 @@ class RegistrySettings:
         unit="s",
         minimum=0.01,
         maximum=1.0,
+        formula="At most --unhealthy-after / 20.",
     )
     protection_share: float = setting(
         0.15,
@@ -142,7 +161,12 @@ class RegistrySettings:
     )
     max_entries: int = setting(20_000, "Instances that one session may hold.", minimum=1, maximum=1_000_000)
     idle_timeout: float = setting(
-        60.0, "Silence after which a session is closed; clients ping every 2 s.", unit="s", minimum=1.0
+        60.0,
+        "Silence after which a session is closed; clients ping every 2 s.",
+        unit="s",
+        minimum=1.0,
+        formula="Several times the clients' ping interval, 2 s.",
+        danger="Of the clients that do not ping, only those that beat more often keep their session.",
     )
     check_type: str = setting(
         "tcp",
