@@ -22,6 +22,9 @@ MAX_WEIGHT: Final = 10000.0
 MAX_ENTRIES_PER_FRAME: Final = 10_000
 """Instances in one ``register``, ``beat`` or ``deregister`` frame; clients split above it."""
 
+MAX_SERVICES_PER_BARRIER: Final = 1000
+"""Services that one ``barrier`` frame may name."""
+
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """Bytes of one session frame that the registry reads."""
 

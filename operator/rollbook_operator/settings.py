@@ -37,7 +37,11 @@ class OperatorSettings:
     pod_namespace: str = setting(
         "", "Kubernetes namespace in which the operator keeps its Lease; in a cluster, its own by default."
     )
-    lease_name: str = setting(lease.DEFAULT_NAME, "Name of the Lease whose transitions are the epoch.")
+    lease_name: str = setting(
+        lease.DEFAULT_NAME,
+        "Name of the Lease whose transitions are the epoch.",
+        danger="Operators of one registry must share it: epochs of their own undo each other's work.",
+    )
     health_port: int = setting(
         8080, "Port of /healthz, /readyz and /metrics; 0 takes a free one.", minimum=0, maximum=MAX_PORT
     )
@@ -47,6 +51,8 @@ class OperatorSettings:
         unit="s",
         minimum=1,
         maximum=24 * 3600,
+        formula="Each costs the API server one paginated list of all pods; what a watch misses is mended "
+        "after at most this time.",
     )
     kubeconfig: Path | None = setting(
         None,

@@ -43,9 +43,6 @@ log = structlog.get_logger("rollbook.registry")
 
 T = TypeVar("T")
 
-MAX_DEFERRED: Final = 10_000
-"""Registrations by full beats that may wait; beyond it such a beat is refused and the client comes again."""
-
 SWEEP_INTERVAL: Final = 5.0
 """Seconds between looks at what is only remembered."""
 
@@ -116,7 +113,8 @@ class Book:
             ),
         )
         self._swept = self._started
-        self._deferred: deque[Callable[[Catalog, float], object]] = deque()
+        self._deferred: deque[tuple[Callable[[Catalog, float], object], int]] = deque()
+        self._deferred_entries = 0
         self._deferral = asyncio.Event()
         # Looked up once: a labelled child costs more to find than to count.
         self._counted = {reason: self.metrics.events.labels(reason.value) for reason in Reason}
@@ -146,15 +144,25 @@ class Book:
         """Count where Kubernetes and the book do not agree."""
         return disagreements.count(self.catalog, self.now(), stuck_after=self.settings.stuck_after)
 
-    def defer(self, command: Callable[[Catalog, float], object]) -> None:
+    def defer(self, command: Callable[[Catalog, float], object], *, entries: int = 1) -> None:
         """Have a command run soon, off the path of the request that asks for it.
 
+        Args:
+            command: as :meth:`apply` takes it.
+            entries: how many instances it would enter.
+
         Raises:
-            Problem: 429 ``limit_reached``: too many wait already.
+            Problem: 429 ``limit_reached``: too many wait already; the client's next beat carries them again.
         """
-        if len(self._deferred) >= MAX_DEFERRED:
-            raise Problem("limit_reached", f"{MAX_DEFERRED} registrations by beats are waiting already")
-        self._deferred.append(command)
+        limit = self.settings.max_deferred
+        if self._deferred_entries + entries > limit:
+            raise Problem(
+                "limit_reached",
+                f"{self._deferred_entries} instances from beats wait for this registry to enter them, and "
+                f"{limit} may (--max-deferred); {entries} more came",
+            )
+        self._deferred.append((command, entries))
+        self._deferred_entries += entries
         self._deferral.set()
 
     async def run(self) -> None:
@@ -197,8 +205,10 @@ class Book:
             await self._deferral.wait()
             self._deferral.clear()
             while self._deferred:
+                command, entries = self._deferred.popleft()
+                self._deferred_entries -= entries
                 try:
-                    self.apply(self._deferred.popleft())
+                    self.apply(command)
                 except Problem as problem:
                     log.info("beat_not_registered", code=problem.code, detail=problem.detail)
                 await asyncio.sleep(0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from prometheus_client.core import Metric
 
@@ -88,6 +88,24 @@ class Metrics:
         self.refusals = Counter(
             "rollbook_refusals_total", "Requests refused", ("code",), registry=self.registry
         )
+        self.connections_refused = Counter(
+            "rollbook_connections_refused_total",
+            "Connections that were not let in",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.connections_closed = Counter(
+            "rollbook_connections_closed_total",
+            "Connections that were ended because they took too long",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.sessions_closed = Counter(
+            "rollbook_sessions_closed_total",
+            "Sessions that the registry ended",
+            ("reason",),
+            registry=self.registry,
+        )
         self.push = Histogram(
             "rollbook_push_seconds",
             "From a change to its acknowledgement by a subscriber",
@@ -164,3 +182,24 @@ class BookCollector(Collector):
         yield GaugeMetricFamily(
             "rollbook_settled", "Whether the book is settled", value=float(self._book.outlet.settled)
         )
+
+
+class GuardCollector(Collector):
+    """Counts connections and sessions when it is scraped.
+
+    Args:
+        connections: says how many there are, by kind.
+        sessions: says how many there are.
+    """
+
+    def __init__(self, connections: Callable[[], Mapping[Any, int]], sessions: Callable[[], int]) -> None:
+        self._connections = connections
+        self._sessions = sessions
+
+    def collect(self) -> Iterable[Metric]:
+        """Count."""
+        found = GaugeMetricFamily("rollbook_connections", "Connections, by what they are", labels=("kind",))
+        for kind, count in self._connections().items():
+            found.add_metric((kind,), count)
+        yield found
+        yield GaugeMetricFamily("rollbook_sessions", "Sessions that are open", value=self._sessions())

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import structlog
 from aiohttp import web
@@ -25,16 +25,22 @@ from rollbook_registry.api.session import Sessions
 from rollbook_registry.auth.tokens import Verifier
 from rollbook_registry.book import Book
 from rollbook_registry.checks import Checker, Probes
+from rollbook_registry.connections import Door, Guard
+from rollbook_registry.connections.guard import marked
+from rollbook_registry.metrics import GuardCollector
 from rollbook_registry.rulebook import Rulebook
 from rollbook_registry.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from rollbook_registry.api.routes import Values
     from rollbook_registry.settings import RegistrySettings
 
 log = structlog.get_logger("rollbook.registry")
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted: all clients at once, after a restart."""
 
 STOP_GRACE = 2.0
 """Seconds that requests under way have at the end."""
@@ -53,6 +59,10 @@ class Server:
         self.book = Book(settings, clock=time.monotonic, wall=time.time)
         self.sessions = Sessions(self.book)
         self.rulebook = Rulebook(self.book, SqliteStore(settings.data_dir / "rulings.db"))
+        self.guard = Guard(settings, self.book.metrics, clock=time.monotonic)
+        self.book.metrics.registry.register(
+            GuardCollector(lambda: dict(self.guard.census.counts), lambda: len(self.sessions))
+        )
         self.book.on_settled = self.sessions.settled
         self._api = api
         self._stack = contextlib.AsyncExitStack()
@@ -84,15 +94,17 @@ class Server:
         await self._lay_out()
         self._running = asyncio.create_task(self._run_book(), name="book")
         self._stack.push_async_callback(_end, self._running)
+        for work, name in ((self.guard.run(), "guard"), (self.sessions.run(), "sessions")):
+            self._stack.push_async_callback(_end, asyncio.create_task(_told(work, name), name=name))
         everything = self.application = self._application(verifier)
         everything.add_routes(route.definition() for route in self.routes())
         sessions = self._application(verifier)
         sessions.add_routes(route.definition() for route in self.sessions.routes())
-        self.session_port = await self._serve(sessions, settings.session_port, "--session-port")
+        self.session_port = await self._serve(sessions, Door.SESSION, settings.session_port)
         if settings.nacos_grpc:
             self.grpc_port = await self._serve_nacos(settings.grpc_port)
         # Last, because this one says that the registry is ready.
-        self.http_port = await self._serve(everything, settings.http_port, "--http-port")
+        self.http_port = await self._serve(everything, Door.HTTP, settings.http_port)
         self._stack.push_async_callback(self.sessions.goodbye, "the registry is stopping")
         log.info(
             "serving",
@@ -102,7 +114,14 @@ class Server:
             grpc=self.grpc_port or "off",
             boot=self.book.boot,
             identity="required" if verifier else "not asked for",
+            connections=self.guard.census.limits.connections,
         )
+        if self.guard.census.limits.connections < settings.max_connections:
+            log.warning(
+                "few_descriptors",
+                connections=self.guard.census.limits.connections,
+                effect="the system allows no more (ulimit -n), whatever --max-connections says",
+            )
 
     def routes(self) -> list[Route]:
         """Return all that the HTTP port serves, its description included."""
@@ -171,19 +190,25 @@ class Server:
             log.exception("book_stopped")
 
     def _application(self, verifier: Verifier | None) -> web.Application:
-        application = web.Application(middlewares=[doors.problems], client_max_size=MAX_BODY_BYTES)
+        application = web.Application(middlewares=[marked, doors.problems], client_max_size=MAX_BODY_BYTES)
         application[doors.BOOK] = self.book
         application[doors.VERIFIER] = verifier
         return application
 
-    async def _serve(self, application: web.Application, port: int, flag: str) -> int:
+    async def _serve(self, application: web.Application, door: Door, port: int) -> int:
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_GRACE)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, self.settings.host, port, backlog=4096)
-        with _listening(self.settings.host, port, flag):
-            await site.start()
-        return int(runner.addresses[0][1])
+        with _listening(self.settings.host, port, f"--{door.value}-port"):
+            # Not by a TCPSite of aiohttp's: the guard makes the connections.
+            listener = await asyncio.get_running_loop().create_server(
+                self.guard.factory(cast("web.Server", runner.server), door),
+                self.settings.host,
+                port,
+                backlog=BACKLOG,
+            )
+        self._stack.callback(listener.close)
+        return int(listener.sockets[0].getsockname()[1])
 
     async def _serve_nacos(self, port: int) -> int:
         from rollbook_registry.api.nacos.door import Door  # noqa: PLC0415  # loads gRPC: only with the port
@@ -228,6 +253,14 @@ def _listening(host: str, port: int, flag: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"cannot listen on {host} port {port} ({flag}): {error.strerror or error}") from None
+
+
+async def _told(work: Coroutine[None, None, None], name: str) -> None:
+    """Run what should never end, and say so if it does."""
+    try:
+        await work
+    except Exception:
+        log.exception("stopped", what=name)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

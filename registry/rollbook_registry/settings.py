@@ -28,7 +28,9 @@ class RegistrySettings:
     """All that can be set."""
 
     data_dir: Path = setting(
-        Path("rollbook-data"), "The directory that the registry keeps its files in; made if it isn't there."
+        Path("rollbook-data"),
+        "The directory that the registry keeps its files in; made if it isn't there.",
+        danger="Two registries must not share one.",
     )
     host: str = setting(
         "127.0.0.1",
@@ -54,7 +56,15 @@ class RegistrySettings:
         danger="With 'none' everybody who reaches the port may write.",
     )
     operator_account: str = setting(
-        "", "The operator's service account, as namespace/name; it may enter what is true of any pod."
+        "",
+        "The operator's service account, as namespace/name; it may enter what is true of any pod.",
+        danger="Whoever can make tokens for this account may change the whole book.",
+    )
+    audience: str = setting(
+        "rollbook",
+        "The audience that tokens must be made for.",
+        formula="The same as the webhook's --audience.",
+        danger="An audience that the API server's own tokens have lets every pod's ordinary token in.",
     )
     administrator_accounts: tuple[str, ...] = setting(
         (),
@@ -62,17 +72,21 @@ class RegistrySettings:
         "instances, overrides, settings) and speak for anybody.",
         danger="Who has such an account can take any instance offline.",
     )
-    audience: str = setting("rollbook", "The audience that tokens must be made for.")
     beat_interval: float = setting(
-        5.0, "How often clients are asked to beat.", unit="s", minimum=0.05, maximum=3600.0
+        5.0,
+        "How often clients are asked to beat.",
+        unit="s",
+        minimum=0.05,
+        maximum=3600.0,
+        formula="At most --unhealthy-after / 3. The registry hears clients / --beat-interval beats a second.",
     )
     unhealthy_after: float = setting(
         15.0,
-        "Silence after which an instance is not alive and leaves balancing. Three times --beat-interval "
-        "bears two lost beats.",
+        "Silence after which an instance is not alive and leaves balancing.",
         unit="s",
         minimum=0.1,
         maximum=86400.0,
+        formula="3 x --beat-interval, which bears two lost beats.",
         danger="Below two beat intervals a single late beat takes an instance out of balancing.",
     )
     remove_after: float = setting(
@@ -82,6 +96,8 @@ class RegistrySettings:
         unit="s",
         minimum=0.2,
         maximum=86400.0,
+        formula="2 x --unhealthy-after; more than a client takes to come back to a registry that restarted.",
+        danger="Short of a client's way back, a broken connection takes its instances out of the book.",
     )
     operator_remove_after: float = setting(
         600.0,
@@ -89,6 +105,8 @@ class RegistrySettings:
         unit="s",
         minimum=1.0,
         maximum=86400.0,
+        formula="Longer than the operator's longest absence: an upgrade, a lost node, a slow image.",
+        danger="When it has passed, every pod without a sidecar leaves the book at once.",
     )
     empty_service_after: float = setting(
         60.0, "How long a service without instances stays listed.", unit="s", minimum=0.0
@@ -99,6 +117,7 @@ class RegistrySettings:
         unit="s",
         minimum=0.01,
         maximum=1.0,
+        formula="At most --unhealthy-after / 20.",
     )
     protection_share: float = setting(
         0.15,
@@ -137,12 +156,113 @@ class RegistrySettings:
         minimum=0,
         maximum=1_000_000,
     )
+    max_connections: int = setting(
+        15_000,
+        "Connections to the HTTP and the session port, in all; one more is answered 503 registry_full. "
+        "--max-connections less --max-sessions may be no sessions. Probes are answered all the same.",
+        minimum=2,
+        maximum=1_000_000,
+        formula="--max-sessions, and as many as plain HTTP clients may keep; at most the descriptors that "
+        "the system allows, less 128.",
+        danger="An idle connection costs about 10 KiB of memory.",
+    )
+    max_sessions: int = setting(
+        10_000,
+        "Sessions, in all; one more is answered 503 registry_full. Plain HTTP cannot take their places.",
+        minimum=1,
+        maximum=1_000_000,
+        formula="One for each sidecar and each process with the SDK, those of a replica that fails included.",
+        danger="A session costs about 30 KiB of memory; a client without one has no way into the book.",
+    )
+    max_connections_per_address: int = setting(
+        0,
+        "Connections of one client address; 0: as many as there may be in all.",
+        minimum=0,
+        maximum=1_000_000,
+        formula="Several times the processes behind the address that has most of them.",
+        danger="Behind a load balancer or a node's address translation many clients have one address.",
+    )
+    request_timeout: float = setting(
+        10.0,
+        "Time within which a request must begin on a new connection; within which its head must be complete "
+        "once it has begun; and within which its body must be. Then it is answered 408 too_slow, or closed.",
+        unit="s",
+        minimum=0.1,
+        maximum=3600.0,
+        formula="Several round trips of the slowest client; nobody waits for a slow one but itself.",
+    )
+    keepalive_timeout: float = setting(
+        75.0,
+        "Time for which a connection may rest between requests.",
+        unit="s",
+        minimum=0.1,
+        maximum=86400.0,
+        formula="Longer than clients and proxies keep theirs, so that it is they who close.",
+    )
+    write_timeout: float = setting(
+        30.0,
+        "Time for which a client may leave unread what it was sent, once all buffers are full; then its "
+        "connection is reset. A session is taken up again by its client.",
+        unit="s",
+        minimum=0.1,
+        maximum=3600.0,
+        formula="The largest list divided by the slowest client's bandwidth.",
+    )
+    ack_timeout: float = setting(
+        10.0,
+        "Time within which a session must acknowledge a list or a change; then it is closed (4003) and its "
+        "client comes back for the whole list.",
+        unit="s",
+        minimum=0.1,
+        maximum=3600.0,
+        formula="At most the sidecars' --drain-timeout: until then who is silent holds every drain up.",
+        danger="Below the longest pause of clients that are short of CPU, they reconnect again and again.",
+    )
+    tcp_keepalive: float = setting(
+        15.0,
+        "Silence on a connection after which the kernel asks whether its peer is there; after as long again "
+        "without an answer the peer is given up.",
+        unit="s",
+        minimum=1.0,
+        maximum=7200.0,
+    )
+    max_long_polls: int = setting(
+        5_000,
+        "Requests with wait= that may wait at once, in all.",
+        minimum=1,
+        maximum=1_000_000,
+        formula="At most --max-connections less --max-sessions.",
+    )
+    max_barriers: int = setting(
+        16, "Barriers that one session may wait for at once.", minimum=1, maximum=10_000
+    )
+    max_deferred: int = setting(
+        100_000,
+        "Instances that came with full beats and wait for their registration, in all.",
+        minimum=1,
+        maximum=10_000_000,
+        formula="As many as --max-instances would have all clients register at once.",
+    )
+    max_list_cache: int = setting(
+        32 * 1024 * 1024,
+        "Bytes of lists, as JSON, that are kept for the next who ask for the same; beyond it the oldest go.",
+        unit="bytes",
+        minimum=0,
+        maximum=2**40,
+        formula="The lists that are read over HTTP, once for each filter that clients use.",
+        danger="Below it each request for a list spells it again, and the registry's loop waits meanwhile.",
+    )
     max_subscriptions: int = setting(
         10_000, "Subscriptions that one session may hold.", minimum=1, maximum=1_000_000
     )
     max_entries: int = setting(20_000, "Instances that one session may hold.", minimum=1, maximum=1_000_000)
     idle_timeout: float = setting(
-        60.0, "Silence after which a session is closed; clients ping every 2 s.", unit="s", minimum=1.0
+        60.0,
+        "Silence after which a session is closed; clients ping every 2 s.",
+        unit="s",
+        minimum=1.0,
+        formula="Several times the clients' ping interval, 2 s.",
+        danger="Of the clients that do not ping, only those that beat more often keep their session.",
     )
     check_type: str = setting(
         "tcp",
@@ -232,6 +352,12 @@ class RegistrySettings:
                 f"at most --check-interval, which is {self.check_interval}",
             )
         _ = self.reach
+        if self.max_sessions >= self.max_connections:
+            raise bad_value(
+                "--max-sessions",
+                self.max_sessions,
+                f"less than --max-connections, which is {self.max_connections}",
+            )
         if self.operator_account and not _ACCOUNT.fullmatch(self.operator_account):
             raise bad_value("--operator-account", self.operator_account, "namespace/name")
         for account in self.administrator_accounts:

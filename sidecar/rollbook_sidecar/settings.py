@@ -34,7 +34,7 @@ class Settings:
     lookup_host: str = setting(
         "127.0.0.1",
         "Address to serve lookups on.",
-        danger="on anything but loopback, others can read the book through this pod.",
+        danger="On anything but loopback, others can read the book through this pod.",
     )
     lookup_port: int = setting(
         8849, "Port to serve lookups on; 0 takes a free one.", minimum=0, maximum=MAX_PORT
@@ -72,7 +72,7 @@ class Settings:
         "tcp",
         "How the application is checked: tcp (each port), http:/path (the port named http, else the first; "
         "any answer from 200 to 399), or none.",
-        danger="with none, the roll is answered for an application that does not work.",
+        danger="With none, the roll is answered for an application that does not work.",
     )
     heartbeat_interval: float = setting(
         0.0,
@@ -80,6 +80,7 @@ class Settings:
         unit="s",
         minimum=0,
         maximum=_A_DAY,
+        formula="At most --unhealthy-after / 3.",
     )
     unhealthy_after: float = setting(
         0.0,
@@ -87,6 +88,8 @@ class Settings:
         unit="s",
         minimum=0,
         maximum=_A_DAY,
+        formula="At least 3 x the interval between beats, and at most --remove-after.",
+        danger="Below two intervals between beats a single late beat takes the instance out of balancing.",
     )
     remove_after: float = setting(
         0.0,
@@ -94,6 +97,7 @@ class Settings:
         unit="s",
         minimum=0,
         maximum=_A_DAY,
+        formula="At least 2 x --unhealthy-after.",
     )
     check_interval: float = setting(
         5.0,
@@ -101,10 +105,23 @@ class Settings:
         unit="s",
         minimum=0.1,
         maximum=3600,
+        formula="An application that fails is out of balancing after at most "
+        "--check-failures x (--check-interval + --check-timeout).",
     )
-    check_timeout: float = setting(1.0, "Time that one check may take.", unit="s", minimum=0.05, maximum=60)
+    check_timeout: float = setting(
+        1.0,
+        "Time that one check may take.",
+        unit="s",
+        minimum=0.05,
+        maximum=60,
+        formula="Longer than the application's longest pause, for instance of its garbage collector.",
+    )
     check_failures: int = setting(
-        2, "Checks in a row that must fail before the application counts as down.", minimum=1, maximum=100
+        2,
+        "Checks in a row that must fail before the application counts as down.",
+        minimum=1,
+        maximum=100,
+        danger="With 1, a single slow answer takes the instance out of balancing.",
     )
     subscribe: tuple[str, ...] = setting(
         (), "Services to follow from the start: service, group@@service or namespace/group@@service."
@@ -114,6 +131,8 @@ class Settings:
         "Services followed at once; above it the one that was not asked for the longest time is dropped.",
         minimum=1,
         maximum=100_000,
+        formula="At most the registry's --max-subscriptions.",
+        danger="Below the services that the application uses, each lookup drops a list that is needed next.",
     )
     first_lookup_timeout: float = setting(
         2.0,
@@ -121,6 +140,7 @@ class Settings:
         unit="s",
         minimum=0,
         maximum=60,
+        formula="Less than the application waits for a lookup.",
     )
     reread_interval: float = setting(
         30.0,
@@ -141,6 +161,8 @@ class Settings:
         unit="s",
         minimum=0,
         maximum=_A_DAY,
+        formula="Min(10 s, a third of the pod's grace period).",
+        danger="Together with --linger it must leave the application time within the pod's grace period.",
     )
     linger: float = setting(
         2.0,
@@ -148,6 +170,7 @@ class Settings:
         unit="s",
         minimum=0,
         maximum=_A_DAY,
+        formula="As long as callers keep an address before they use it.",
     )
     log_level: str = setting("info", "What is logged.", choices=LEVELS)
     log_format: str = setting("json", "How it is logged.", choices=FORMATS)

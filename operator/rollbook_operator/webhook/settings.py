@@ -33,9 +33,17 @@ class WebhookSettings:
         "IfNotPresent", "When that image is pulled.", choices=("Always", "IfNotPresent", "Never")
     )
     sidecar_resources: str = setting(
-        "", 'Requests and limits of the sidecar, as JSON: {"requests": {"memory": "48Mi"}}.'
+        "",
+        'Requests and limits of the sidecar, as JSON: {"requests": {"memory": "48Mi"}}.',
+        formula="Memory: an idle sidecar (docs/performance.md), and 1.5 KiB an instance that it follows.",
+        danger="A memory limit below what it needs has every injected sidecar killed again and again.",
     )
-    audience: str = setting("rollbook", "Audience of the token that a sidecar shows to the registry.")
+    audience: str = setting(
+        "rollbook",
+        "Audience of the token that a sidecar shows to the registry.",
+        formula="The same as the registry's --audience.",
+        danger="With another one the registry refuses every sidecar that is injected from then on.",
+    )
     https_port: int = setting(9443, "Port of /mutate; 0 takes a free one.", minimum=0, maximum=MAX_PORT)
     health_port: int = setting(
         8081, "Port of /healthz, /readyz and /metrics; 0 takes a free one.", minimum=0, maximum=MAX_PORT

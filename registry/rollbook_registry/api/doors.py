@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -36,12 +37,16 @@ def problem_response(problem: Problem) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     elif problem.status in {429, 503}:
         headers["Retry-After"] = "1"
-    return web.Response(
+    response = web.Response(
         status=problem.status,
         body=msgspec.json.encode(problem.details()),
         content_type=CONTENT_TYPE,
         headers=headers,
     )
+    if problem.code == "too_slow":
+        # What still comes of its body is not the next request.
+        response.force_close()
+    return response
 
 
 @web.middleware
@@ -94,13 +99,32 @@ async def identity(request: web.Request) -> Identity:
     return await verifier.verify(token.strip())
 
 
+async def payload(request: web.Request) -> bytes:
+    """Read a body, which must come within ``--request-timeout``.
+
+    Raises:
+        Problem: 408 ``too_slow``; 413 ``too_large`` (raised by aiohttp as its own error).
+    """
+    # Nearly always it has come with the head, and then a timer would cost more than reading it.
+    if request.content.is_eof():
+        return await request.read()
+    limit = request.app[BOOK].settings.request_timeout
+    try:
+        async with asyncio.timeout(limit):
+            return await request.read()
+    except TimeoutError:
+        raise Problem(
+            "too_slow", f"the body was not complete within {limit:g} s (--request-timeout)"
+        ) from None
+
+
 async def body(request: web.Request, type_: type[T]) -> T:
     """Read a JSON body.
 
     Raises:
         Problem: 400 ``bad_value`` naming the field that is wrong.
     """
-    data = await request.read()
+    data = await payload(request)
     if not data:
         raise Problem("bad_value", "the body is empty", field="body", accepted="a JSON object")
     try:

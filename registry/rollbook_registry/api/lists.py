@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 MAX_FORMS: Final = 64
 """Filtered forms of one list that are kept; who asks for more has each encoded anew."""
 
-MAX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes of all lists that are kept; beyond it the ones encoded longest ago are let go."""
-
 _FORM_COST: Final = 512
 """Bytes that a form costs beside its list, about: an empty list is not free to keep."""
 
@@ -84,7 +81,7 @@ class Lists:
         self._versions[key] = version
         self._versions.move_to_end(key)
         self.kept_bytes += len(data) + _FORM_COST
-        while self.kept_bytes > MAX_BYTES:
+        while self.kept_bytes > self._book.settings.max_list_cache:
             self._forget(next(iter(self._versions)))
 
     def _forget(self, key: ServiceKey) -> None:

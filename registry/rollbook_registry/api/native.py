@@ -34,6 +34,7 @@ from rollbook_registry.api.routes import Answer, Body, Route
 from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog.definitions import Check, Definition, check_check
 from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
+from rollbook_registry.connections import Connection
 
 if TYPE_CHECKING:
     from rollbook.model import EntryRef
@@ -149,6 +150,7 @@ class Native:
         self._book = book
         self._rulings = rulings
         self._lists = Lists(book)
+        self._waiting = 0
 
     def routes(self) -> list[Route]:
         """Return what is served here."""
@@ -182,6 +184,7 @@ class Native:
                     ),
                     Answer(status=304, about="`If-None-Match` names the list's revision.", headers=revision),
                 ),
+                problems=("limit_reached",),
             ),
             Route(
                 method="POST",
@@ -262,7 +265,7 @@ class Native:
                 "bad_value", "wait is given without revision", field="revision", accepted="a list's revision"
             )
         if wait and revision == self._lists.etag(key):
-            await self._changed(key, wait)
+            await self._changed(request, key, wait)
         etag = f'"{self._lists.etag(key)}"'
         if etag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers={"ETag": etag})
@@ -272,16 +275,30 @@ class Native:
             headers={"ETag": etag},
         )
 
-    async def _changed(self, key: ServiceKey, seconds: float) -> None:
+    async def _changed(self, request: web.Request, key: ServiceKey, seconds: float) -> None:
+        limit = self._book.settings.max_long_polls
+        if self._waiting >= limit:
+            raise Problem(
+                "limit_reached",
+                f"{limit} requests wait for changes of this registry's lists (--max-long-polls)",
+            )
         changed = asyncio.Event()
         call_off = self._book.outlet.watch(key, changed.set)
+        connection = request.protocol
+        if isinstance(connection, Connection):
+            # Who has gone waits for nothing.
+            connection.on_lost = changed.set
+        self._waiting += 1
         try:
             async with asyncio.timeout(seconds):
                 await changed.wait()
         except TimeoutError:
             pass
         finally:
+            self._waiting -= 1
             call_off()
+            if isinstance(connection, Connection):
+                connection.on_lost = None
 
     async def register(self, request: web.Request, values: Values) -> web.Response:
         """Enter an instance for a plain HTTP client."""

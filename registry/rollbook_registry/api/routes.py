@@ -138,10 +138,11 @@ class Route:
         if self.parameters or self.body is not None or not self.open_query:
             found["bad_value"] = None
         if self.body is not None:
-            found["too_large"] = None
+            found.update(dict.fromkeys(("too_large", "too_slow")))
         if self.writes:
             found.update(dict.fromkeys(("unauthenticated", "token_expired", "forbidden")))
-        found["internal"] = None
+        # Of every connection, whatever it asks for.
+        found.update(dict.fromkeys(("head_too_large", "registry_full", "internal")))
         return tuple(found)
 
     def definition(self) -> web.RouteDef:

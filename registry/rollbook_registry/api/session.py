@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +16,7 @@ import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from rollbook import frames
-from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES
+from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_SERVICES_PER_BARRIER
 from rollbook.model import check_entry, check_ref
 from rollbook.names import LeaseId, ServiceKey, check_id, check_ip, service_key
 from rollbook.problems import Problem, bad_value
@@ -24,6 +25,7 @@ from rollbook_registry.api.routes import Answer, Route
 from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog import PodsMarked
 from rollbook_registry.catalog.leases import Kind, check_unreserved
+from rollbook_registry.connections import Connection
 from rollbook_registry.push import Subscriber
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from rollbook_registry.auth import Identity
     from rollbook_registry.book import Book
     from rollbook_registry.catalog import Event
+    from rollbook_registry.catalog.leases import Lease
 
 log = structlog.get_logger("rollbook.session")
 
@@ -43,11 +46,25 @@ MAX_ANSWERS: Final = 1000
 MAX_BARRIER: Final = 60.0
 """Seconds that a barrier may be asked to wait."""
 
+SECOND_LOOK: Final = 0.5
+"""Seconds after which a session that seems to be idle is looked at again, and closed if it is."""
+
 MAX_TERM: Final = 2**53
 """Terms are whole numbers that every language's JSON can carry."""
 
-CLOSE_TOKEN_EXPIRED: Final = 4001
-CLOSE_IDLE: Final = 4002
+MAX_REASON_BYTES: Final = 123
+"""Bytes of a reason that a WebSocket close frame can carry (RFC 6455, 5.5)."""
+
+CLOSE_PATIENCE: Final = 2.0
+"""Seconds that a client has to answer a close frame."""
+
+
+class Closing(enum.IntEnum):
+    """Why the registry ends a session: the close frame's code, and the metric's reason."""
+
+    TOKEN_EXPIRED = 4001
+    IDLE = 4002
+    NOT_ACKNOWLEDGING = 4003
 
 
 class Sessions:
@@ -59,7 +76,8 @@ class Sessions:
 
     def __init__(self, book: Book) -> None:
         self._book = book
-        self._open: set[Session] = set()
+        self._open: dict[Subscriber, Session] = {}
+        self._late: dict[tuple[Subscriber, ServiceKey], float] = {}
         book.listeners.append(self._heard)
 
     def routes(self) -> list[Route]:
@@ -80,6 +98,11 @@ class Sessions:
         """Take up a session: a WebSocket of the subprotocol `rollbook.v1.msgpack` or `rollbook.v1.json`."""
         who = await identity(request)
         policy.may_open_session(who)
+        limit = self._book.settings.max_sessions
+        if len(self._open) >= limit:
+            raise Problem(
+                "registry_full", f"this registry has {limit} sessions and may have no more (--max-sessions)"
+            )
         offered = [
             p.strip() for p in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if p.strip()
         ]
@@ -88,33 +111,63 @@ class Sessions:
         if not set(offered) & set(frames.SUBPROTOCOLS):
             raise bad_value("Sec-WebSocket-Protocol", offered, " or ".join(frames.SUBPROTOCOLS))
         socket = web.WebSocketResponse(
-            protocols=frames.SUBPROTOCOLS, compress=False, max_msg_size=MAX_FRAME_BYTES, autoping=True
+            protocols=frames.SUBPROTOCOLS,
+            compress=False,
+            max_msg_size=MAX_FRAME_BYTES,
+            autoping=True,
+            timeout=CLOSE_PATIENCE,
         )
         await socket.prepare(request)
+        if isinstance(request.protocol, Connection):
+            request.protocol.is_session()
         session = Session(self._book, socket, who)
-        self._open.add(session)
+        self._open[session.subscriber] = session
         try:
             await session.run()
         finally:
-            self._open.discard(session)
+            del self._open[session.subscriber]
         return socket
+
+    async def run(self) -> None:
+        """Look after those who do not acknowledge, until cancelled."""
+        interval = min(1.0, self._book.settings.ack_timeout / 4)
+        while True:
+            await asyncio.sleep(interval)
+            self.look()
+
+    def look(self) -> None:
+        """Close the sessions that do not acknowledge what they were sent.
+
+        They get nothing more, and hold barriers up. Who is late is closed at the second look only: if it was
+        this process that did not read, it has done so by then.
+        """
+        patience = self._book.settings.ack_timeout
+        late = {(who, key): since for who, key, since in self._book.outlet.unacknowledged(patience)}
+        for (who, key), since in late.items():
+            session = self._open.get(who)
+            if session is not None and self._late.get((who, key)) == since:
+                session.end(
+                    Closing.NOT_ACKNOWLEDGING,
+                    f"{key.name} not acknowledged for {patience:g} s (--ack-timeout)",
+                )
+        self._late = late
 
     def settled(self) -> None:
         """Tell everybody that the book is settled."""
-        for session in self._open:
+        for session in self._open.values():
             session.answer(frames.Settled())
 
     def _heard(self, event: Event) -> None:
         """Tell everybody of pods that are gone while some may hold them that this book never knew."""
         if isinstance(event, PodsMarked) and not self._book.outlet.settled:
             owners = [pod.uid for pod in event.pods]
-            for session in self._open:
+            for session in self._open.values():
                 if session.follows:
                     session.answer(frames.Gone(owners=owners))
 
     async def goodbye(self, reason: str) -> None:
         """Ask everybody to go elsewhere, and close."""
-        await asyncio.gather(*(s.goodbye(reason) for s in list(self._open)), return_exceptions=True)
+        await asyncio.gather(*(s.goodbye(reason) for s in list(self._open.values())), return_exceptions=True)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -130,13 +183,14 @@ class Session:
         self._codec = frames.Codec(socket.ws_protocol or frames.MSGPACK)
         self._awake = asyncio.Event()
         self._written = asyncio.Event()
-        self._subscriber = Subscriber(self._codec, self._awake.set)
+        self.subscriber = Subscriber(self._codec, self._awake.set)
         self._answers: list[frames.Answer] = []
         self._lease: LeaseId | None = None
         self._operator = False
         self._epoch = 0
         self._told_gone = False
         self._barriers: set[asyncio.Task[None]] = set()
+        self._ending: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._heard_at = asyncio.get_running_loop().time()
         # Looking a labelled child up costs as much as the beat that it counts.
         self._heard = book.metrics.beats.labels("session", "heard")
@@ -148,7 +202,7 @@ class Session:
         minder = asyncio.create_task(self._mind(), name="session-mind")
         try:
             # Whichever ends first ends the session: none is of use without the others.
-            await asyncio.wait((reader, writer, minder), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reader, writer, minder, self._ending), return_when=asyncio.FIRST_COMPLETED)
         finally:
             tasks = [reader, writer, minder, *self._barriers]
             for task in tasks:
@@ -157,17 +211,27 @@ class Session:
             for outcome in outcomes:
                 if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
                     log.error("session_failed", who=self._who.name, exc_info=outcome)
-            self._book.outlet.leave(self._subscriber)
+            self._book.outlet.leave(self.subscriber)
             lease = self._lease
             if lease is not None:
                 self._book.apply(lambda c, now: c.detach(lease, self, now))
+            code, reason = self._ending.result() if self._ending.done() else (int(WSCloseCode.OK), "")
             with contextlib.suppress(ConnectionError, RuntimeError):
-                await self._socket.close()
+                await self._socket.close(code=code, message=reason.encode()[:MAX_REASON_BYTES])
+
+    def end(self, why: Closing, reason: str) -> None:
+        """End it, and say so; its client may come back at once."""
+        if not self._ending.done():
+            self._book.metrics.sessions_closed.labels(why.name.lower()).inc()
+            log.info(
+                "session_ended", why=why.name.lower(), who=self._who.name, lease=self._lease, reason=reason
+            )
+            self._ending.set_result((int(why), reason))
 
     @property
     def follows(self) -> bool:
         """Whether it subscribes to anything."""
-        return bool(self._subscriber.positions)
+        return bool(self.subscriber.positions)
 
     async def goodbye(self, reason: str) -> None:
         """Tell the client to go elsewhere, and close."""
@@ -203,15 +267,20 @@ class Session:
         """
         loop = asyncio.get_running_loop()
         idle = self._book.settings.idle_timeout
+        suspect = -1.0
         while True:
             left = self._heard_at + idle - loop.time()
             if left <= 0:
-                await self._close(CLOSE_IDLE, "idle")
-                return
+                # What it said may have come while this process did not read: then the second look shows it.
+                if self._heard_at == suspect:
+                    self.end(Closing.IDLE, "idle")
+                    return
+                suspect = self._heard_at
+                left = SECOND_LOOK
             if self._who.expires:
                 valid = self._who.expires - time.time()
                 if valid <= 0:
-                    await self._close(CLOSE_TOKEN_EXPIRED, "token expired")
+                    self.end(Closing.TOKEN_EXPIRED, "token expired")
                     return
                 left = min(left, valid)
             await asyncio.sleep(left)
@@ -224,7 +293,7 @@ class Session:
             for answer in answers:
                 await self._send(self._codec.encode(answer))
             self._written.set()
-            for data in self._book.outlet.take(self._subscriber):
+            for data in self._book.outlet.take(self.subscriber):
                 await self._send(data)
 
     async def _send(self, data: bytes) -> None:
@@ -232,10 +301,6 @@ class Session:
             await self._socket.send_bytes(data)
         else:
             await self._socket.send_str(data.decode())
-
-    async def _close(self, code: int, why: str) -> None:
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            await self._socket.close(code=code, message=why.encode())
 
     # --- the frames ------------------------------------------------------------------------------------
 
@@ -254,13 +319,13 @@ class Session:
             case frames.Beat():
                 self._beat(frame)
             case frames.Ack():
-                self._book.outlet.acknowledge(self._subscriber, _key(frame), frame.revision)
+                self._book.outlet.acknowledge(self.subscriber, _key(frame), frame.revision)
             case frames.Ping():
                 self.answer(frames.Pong(n=frame.n))
             case frames.Subscribe():
                 self._subscribe(frame)
             case frames.Unsubscribe():
-                self._book.outlet.unsubscribe(self._subscriber, _key(frame))
+                self._book.outlet.unsubscribe(self.subscriber, _key(frame))
             case frames.Attach():
                 self._attach(frame)
             case frames.Register():
@@ -272,9 +337,7 @@ class Session:
                 self._book.apply(lambda c, now: c.release(lease, now))
                 self.answer(frames.Done(id=frame.id))
             case frames.Barrier():
-                task = asyncio.create_task(self._barrier(frame), name="barrier")
-                self._barriers.add(task)
-                task.add_done_callback(self._barriers.discard)
+                self._put_up(frame)
             case frames.Close():
                 self._operate("close pods")
                 uids = [check_id(uid, f"uids[{n}]") for n, uid in enumerate(frame.uids)]
@@ -323,8 +386,9 @@ class Session:
         if operator:
             policy.may_operate(self._who, "attach as an operator")
         lease = LeaseId(check_id(frame.lease, "lease"))
-        if not 0 <= frame.term <= MAX_TERM:
-            raise bad_value("term", frame.term, f"a whole number from 0 to {MAX_TERM}")
+        for field, number in (("term", frame.term), ("epoch", frame.epoch)):
+            if not 0 <= number <= MAX_TERM:
+                raise bad_value(field, number, f"a whole number from 0 to {MAX_TERM}")
         if self._lease not in {None, lease}:
             raise bad_value("lease", lease, f"{self._lease}: a session has one lease")
         known = self._book.catalog.lease(lease)
@@ -365,11 +429,19 @@ class Session:
         lease = self._held()
         entries = self._check(frame.entries)
         held = self._book.catalog.lease(lease)
-        limit = self._book.settings.max_entries
-        if held is not None and len({*held.entries, *(e.ref for e in entries)}) > limit:
-            raise Problem("limit_reached", f"a session may hold at most {limit} instances (--max-entries)")
+        if held is not None:
+            self._check_room(held, entries)
         term = self._book.apply(lambda c, now: c.register(lease, entries, now))
         self.answer(frames.Done(id=frame.id, term=term))
+
+    def _check_room(self, held: Lease, entries: list[Entry]) -> None:
+        limit = self._book.settings.max_entries
+        # Usually there is room for all of them, and then nothing need be compared.
+        if (
+            len(held.entries) + len(entries) > limit
+            and len({*held.entries, *(e.ref for e in entries)}) > limit
+        ):
+            raise Problem("limit_reached", f"a session may hold at most {limit} instances (--max-entries)")
 
     def _deregister(self, frame: frames.Deregister) -> None:
         lease = self._held()
@@ -397,8 +469,9 @@ class Session:
         self._heard.inc()
         held = self._book.catalog.lease(lease)
         unknown = [e for e in carried if held is not None and e.ref not in held.entries]
-        if unknown:
-            self._book.defer(lambda c, now: c.register(lease, unknown, now))
+        if held is not None and unknown:
+            self._check_room(held, unknown)
+            self._book.defer(lambda c, now: c.register(lease, unknown, now), entries=len(unknown))
 
     def _check(self, entries: list[Entry]) -> list[Entry]:
         _count(entries)
@@ -415,7 +488,7 @@ class Session:
 
     def _subscribe(self, frame: frames.Subscribe) -> None:
         key = _key(frame)
-        subscriber = self._subscriber
+        subscriber = self.subscriber
         limit = self._book.settings.max_subscriptions
         if key not in subscriber.positions and len(subscriber.positions) >= limit:
             raise Problem(
@@ -429,15 +502,30 @@ class Session:
         if current is not None:
             self.answer(current)
 
-    async def _barrier(self, frame: frames.Barrier) -> None:
-        try:
-            policy.may_write(self._who)
-            keys = [ServiceKey(*triple) for triple in frame.services]
-            if not 0 <= frame.timeout <= MAX_BARRIER:
-                raise bad_value("timeout", frame.timeout, f"seconds from 0 to {MAX_BARRIER:g}")
-        except Problem as problem:
-            self.answer(frames.Refused(id=frame.id, problem=problem.details()))
-            return
+    def _put_up(self, frame: frames.Barrier) -> None:
+        policy.may_write(self._who)
+        if not 0 <= frame.timeout <= MAX_BARRIER:
+            raise bad_value("timeout", frame.timeout, f"seconds from 0 to {MAX_BARRIER:g}")
+        if len(frame.services) > MAX_SERVICES_PER_BARRIER:
+            raise Problem(
+                "too_large",
+                f"{len(frame.services)} services in a barrier; at most {MAX_SERVICES_PER_BARRIER} are taken",
+                field="services",
+                accepted=f"at most {MAX_SERVICES_PER_BARRIER}",
+            )
+        limit = self._book.settings.max_barriers
+        if len(self._barriers) >= limit:
+            raise Problem(
+                "limit_reached", f"a session may wait for at most {limit} barriers at once (--max-barriers)"
+            )
+        keys = {
+            service_key(name, namespace=namespace, group=group) for namespace, group, name in frame.services
+        }
+        task = asyncio.create_task(self._barrier(frame, keys), name="barrier")
+        self._barriers.add(task)
+        task.add_done_callback(self._barriers.discard)
+
+    async def _barrier(self, frame: frames.Barrier, keys: set[ServiceKey]) -> None:
         lifted = asyncio.Event()
         remove = self._book.outlet.barrier(keys, lifted.set)
         try:
@@ -448,7 +536,7 @@ class Session:
         finally:
             behind = remove()
         if behind:
-            log.info("barrier_incomplete", behind=behind, services=[str(k) for k in keys])
+            log.info("barrier_incomplete", behind=behind, services=[str(k) for k in sorted(keys)][:10])
         self.answer(frames.Done(id=frame.id, complete=not behind))
 
 

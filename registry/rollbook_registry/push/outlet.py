@@ -15,10 +15,13 @@ from rollbook.digest import spell
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from rollbook.names import ServiceKey
+    from rollbook.model import Instance
+    from rollbook.names import InstanceKey, ServiceKey
     from rollbook_registry.catalog import Service, ServiceChanged
 
 _NEVER = -1
+
+_MAX_DIGITS = 18
 
 
 class _Position:
@@ -59,7 +62,7 @@ class Subscriber:
 class _Barrier:
     """Waits until some subscribers have acknowledged what they were behind with when it was put up."""
 
-    def __init__(self, waiting: dict[tuple[Subscriber, ServiceKey], int], lift: Callable[[], None]) -> None:
+    def __init__(self, waiting: set[tuple[Subscriber, ServiceKey]], lift: Callable[[], None]) -> None:
         self.waiting = waiting
         self.lift = lift
 
@@ -98,8 +101,11 @@ class Outlet:
         self._followers: dict[ServiceKey, dict[Subscriber, None]] = {}
         self._cache: dict[ServiceKey, _Bytes] = {}
         self._changed_at: dict[ServiceKey, float] = {}
-        self._barriers: list[_Barrier] = []
-        self._watchers: dict[ServiceKey, list[Callable[[], None]]] = {}
+        self._barriers: dict[tuple[Subscriber, ServiceKey], dict[_Barrier, int]] = {}
+        """Who holds which barriers up, and the number that it has to acknowledge."""
+        self._unacknowledged: dict[tuple[Subscriber, ServiceKey], float] = {}
+        """Since when an acknowledgement is missing; the oldest first."""
+        self._watchers: dict[ServiceKey, dict[object, Callable[[], None]]] = {}
         self.settled = False
         self.subscriptions = 0
 
@@ -110,7 +116,9 @@ class Outlet:
     def number(self, revision: str) -> int | None:
         """Read a revision of this life of this registry; ``None`` for any other."""
         boot, _, number = revision.rpartition(".")
-        return int(number) if boot == self._boot and number.isdecimal() else None
+        # Whoever made up a longer one can only be told the whole list.
+        digits = number.isascii() and number.isdecimal() and len(number) <= _MAX_DIGITS
+        return int(number) if boot == self._boot and digits else None
 
     # --- subscribers -----------------------------------------------------------------------------------
 
@@ -126,7 +134,9 @@ class Outlet:
         held = self.number(revision) if revision else None
         if digest and digest == spell(actual):
             position.sent = position.acked = current
+            self._unacknowledged.pop((subscriber, key), None)
             subscriber.dirty.pop(key, None)
+            self._pass(subscriber, key, current)
         else:
             behind = held is not None and held != current and digest
             position.sent = position.acked = held if behind and held is not None else _NEVER
@@ -155,6 +165,7 @@ class Outlet:
         if subscriber.positions.pop(key, None) is None:
             return
         subscriber.dirty.pop(key, None)
+        self._unacknowledged.pop((subscriber, key), None)
         followers = self._followers[key]
         del followers[subscriber]
         if not followers:
@@ -176,6 +187,7 @@ class Outlet:
         if position is None or number is None or number != position.sent:
             return
         position.acked = number
+        self._unacknowledged.pop((subscriber, key), None)
         if position.changed_at is not None:
             self._pushed(self._clock() - position.changed_at)
             position.changed_at = None
@@ -187,12 +199,20 @@ class Outlet:
             position.changed_at, position.pending_at = position.pending_at, None
             subscriber.wake()
 
+    def unacknowledged(self, seconds: float) -> Iterator[tuple[Subscriber, ServiceKey, float]]:
+        """Yield who has not acknowledged what was sent so long ago, which service, and when it was sent."""
+        before = self._clock() - seconds
+        for (subscriber, key), since in self._unacknowledged.items():
+            if since > before:
+                return
+            yield subscriber, key, since
+
     # --- changes ---------------------------------------------------------------------------------------
 
     def changed(self, change: ServiceChanged) -> None:
         """Tell everybody who follows the service."""
         key = change.service
-        for watcher in self._watchers.pop(key, ()):
+        for watcher in self._watchers.pop(key, {}).values():
             watcher()
         followers = self._followers.get(key)
         if not followers:
@@ -219,17 +239,17 @@ class Outlet:
         self.settled = True
         watchers, self._watchers = self._watchers, {}
         for waiting in watchers.values():
-            for watcher in waiting:
+            for watcher in waiting.values():
                 watcher()
 
     def watch(self, key: ServiceKey, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call a function at the next change of a service, once; returns one that calls it off."""
-        watchers = self._watchers.setdefault(key, [])
-        watchers.append(watcher)
+        watchers = self._watchers.setdefault(key, {})
+        ticket = object()
+        watchers[ticket] = watcher
 
         def call_off() -> None:
-            if watcher in watchers:
-                watchers.remove(watcher)
+            watchers.pop(ticket, None)
             if not watchers and self._watchers.get(key) is watchers:
                 del self._watchers[key]
 
@@ -252,6 +272,7 @@ class Outlet:
                 continue
             base = position.sent
             position.sent = number
+            self._unacknowledged.setdefault((subscriber, key), self._clock())
             yield self._encoded(key, service, base, subscriber.codec)
 
     def _encoded(self, key: ServiceKey, service: Service | None, base: int, codec: frames.Codec) -> bytes:
@@ -261,13 +282,23 @@ class Outlet:
             cached = self._cache[key] = _Bytes(number, self.settled, {})
         data = cached.by_base.get((base, codec.subprotocol))
         if data is None:
-            data = cached.by_base[base, codec.subprotocol] = codec.encode(self._frame(key, service, base))
+            since = service.since(base) if service and base != _NEVER else None
+            if since is None and base != _NEVER:
+                # From a list that is forgotten, or was made up: the same bytes as from none.
+                return self._encoded(key, service, _NEVER, codec)
+            frame = self._frame(key, service, base, since)
+            data = cached.by_base[base, codec.subprotocol] = codec.encode(frame)
         return data
 
-    def _frame(self, key: ServiceKey, service: Service | None, base: int) -> frames.Snapshot | frames.Delta:
+    def _frame(
+        self,
+        key: ServiceKey,
+        service: Service | None,
+        base: int,
+        since: tuple[list[Instance], list[InstanceKey]] | None,
+    ) -> frames.Snapshot | frames.Delta:
         namespace, group, name = key
         number, digest = (service.number, spell(service.digest)) if service else (0, spell(0))
-        since = service.since(base) if service and base != _NEVER else None
         if since is None:
             return frames.Snapshot(
                 namespace=namespace,
@@ -307,24 +338,31 @@ class Outlet:
             for subscriber in self._followers.get(key, ()):
                 if subscriber.positions[key].acked < number:
                     waiting[subscriber, key] = number
-        barrier = _Barrier(waiting, lift)
+        barrier = _Barrier(set(waiting), lift)
+        for holder, number in waiting.items():
+            self._barriers.setdefault(holder, {})[barrier] = number
         if not waiting:
             lift()
-        else:
-            self._barriers.append(barrier)
 
         def remove() -> int:
-            if barrier in self._barriers:
-                self._barriers.remove(barrier)
+            for holder in barrier.waiting:
+                self._release(barrier, holder)
             return len(barrier.waiting)
 
         return remove
 
+    def _release(self, barrier: _Barrier, holder: tuple[Subscriber, ServiceKey]) -> None:
+        held = self._barriers[holder]
+        del held[barrier]
+        if not held:
+            del self._barriers[holder]
+
     def _pass(self, subscriber: Subscriber, key: ServiceKey, number: int | None) -> None:
-        for barrier in list(self._barriers):
-            wanted = barrier.waiting.get((subscriber, key))
-            if wanted is not None and (number is None or number >= wanted):
-                del barrier.waiting[subscriber, key]
+        holder = (subscriber, key)
+        held = self._barriers.get(holder)
+        for barrier, wanted in list(held.items()) if held else ():
+            if number is None or number >= wanted:
+                self._release(barrier, holder)
+                barrier.waiting.discard(holder)
                 if not barrier.waiting:
-                    self._barriers.remove(barrier)
                     barrier.lift()

@@ -119,6 +119,7 @@ def test_a_flag_goes_before_the_environment(run):
         ("wait", "0.5s", "from 1 s to 60 s"),
         ("wait", "2 weeks", "a number with ms, s, m or h"),
         ("share", "1.5", "0.0<=x<=1.0"),
+        ("share", "nan", "a number"),
         ("mode", "c", "'a', 'b'"),
         ("loud", "perhaps", "boolean"),
     ],

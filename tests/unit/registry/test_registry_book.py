@@ -9,7 +9,7 @@ import pytest
 
 from registrykit import ORDERS, an_entry
 from rollbook.problems import Problem
-from rollbook_registry.book import MAX_DEFERRED, Book
+from rollbook_registry.book import Book
 from rollbook_registry.catalog.leases import Kind
 from rollbook_registry.settings import RegistrySettings
 
@@ -107,13 +107,24 @@ def test_a_refused_command_changes_nothing_and_is_raised(make):
     assert service.number == number
 
 
-def test_what_is_deferred_is_bounded(make):
-    book = make()
-    for _ in range(MAX_DEFERRED):
-        book.defer(lambda c, now: None)
+async def test_what_is_deferred_is_bounded_by_the_instances_in_it(make):
+    book = make(max_deferred=10)
+    book.defer(lambda c, now: None, entries=9)
+    book.defer(lambda c, now: None)
     with pytest.raises(Problem) as refused:
         book.defer(lambda c, now: None)
     assert (refused.value.code, refused.value.status) == ("limit_reached", 429)
+    assert "10 may (--max-deferred)" in refused.value.detail
+    # Once they are in the book, there is room again.
+    done = asyncio.Event()
+    running = asyncio.create_task(book.run())
+    await asyncio.sleep(0)
+    while book._deferred:
+        await asyncio.sleep(0)
+    book.defer(lambda c, now: done.set(), entries=10)
+    await asyncio.wait_for(done.wait(), 10)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_what_is_deferred_is_done_in_order_and_a_refused_one_does_not_stop_the_others(make):

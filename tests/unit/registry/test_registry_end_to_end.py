@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def break_connections(registry):
-    for session in list(registry.server.sessions._open):
+    for session in list(registry.server.sessions._open.values()):
         session._socket._req.transport.abort()
 
 

@@ -15,9 +15,13 @@ from rollbook_registry.book import Book
 from rollbook_registry.settings import RegistrySettings
 
 
+def a_book(**settings):
+    return Book(RegistrySettings(auth="none", **settings), clock=lambda: 0.0, wall=lambda: 0.0)
+
+
 @pytest.fixture
-def book(tmp_path):
-    return Book(RegistrySettings(data_dir=tmp_path, auth="none"), clock=lambda: 0.0, wall=lambda: 0.0)
+def book():
+    return a_book()
 
 
 @pytest.fixture
@@ -70,8 +74,9 @@ def test_forms_are_bounded_and_the_whole_list_keeps_its_place(book, lists):
     assert len(lists._versions[ORDERS].forms) == module.MAX_FORMS + 1
 
 
-def test_bytes_are_bounded_whoever_asks_for_whatever(book, lists, monkeypatch):
-    monkeypatch.setattr(module, "MAX_BYTES", 20_000)
+def test_bytes_are_bounded_whoever_asks_for_whatever():
+    book = a_book(max_list_cache=20_000)
+    lists = Lists(book)
     for n in range(100):
         lists.encoded(key_of(f"nobody-{n}"))
         assert lists.kept_bytes <= 20_000
@@ -83,8 +88,9 @@ def test_bytes_are_bounded_whoever_asks_for_whatever(book, lists, monkeypatch):
     assert lists.kept_bytes == kept
 
 
-def test_a_list_that_is_too_large_to_keep_is_answered_all_the_same(book, lists, monkeypatch):
-    monkeypatch.setattr(module, "MAX_BYTES", 100)
+def test_a_list_that_is_too_large_to_keep_is_answered_all_the_same():
+    book = a_book(max_list_cache=100)
+    lists = Lists(book)
     enter(book, 1)
     assert ports(lists.encoded(ORDERS)) == [1]
     assert (lists.kept_bytes, len(lists._versions)) == (0, 0)

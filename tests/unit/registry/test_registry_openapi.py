@@ -142,7 +142,18 @@ def test_a_route_that_is_added_is_described_without_further_ado():
     operation = described["paths"]["/things"]["post"]
     assert (operation["operationId"], operation["summary"]) == ("make_thing", "Make a thing")
     assert operation["description"] == "More about it."
-    assert set(operation["responses"]) == {"201", "400", "401", "403", "413", "429", "500"}
+    assert set(operation["responses"]) == {
+        "201",
+        "400",
+        "401",
+        "403",
+        "408",
+        "413",
+        "429",
+        "431",
+        "500",
+        "503",
+    }
     created = operation["responses"]["201"]["content"]["application/json"]
     assert created["example"] == [{"name": "x"}]
     assert follow(described, created["schema"]["items"])["description"] == "A thing."

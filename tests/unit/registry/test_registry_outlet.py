@@ -330,7 +330,7 @@ def test_a_barrier_waits_for_all_current_subscribers(desk, reader):
     second.ack()
     assert gate.lifted == 1
     assert gate.remove() == 0
-    assert desk.outlet._barriers == []
+    assert not desk.outlet._barriers
 
 
 def test_a_barrier_waits_for_what_had_changed_when_it_was_put_up_and_no_later_change(desk, reader):

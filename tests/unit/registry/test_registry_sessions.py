@@ -318,7 +318,7 @@ async def test_what_is_no_session_is_refused_before_it_begins(registry, headers,
 
 def abort(registry):
     """Break every connection, as a network does: without a word."""
-    for session in list(registry.server.sessions._open):
+    for session in list(registry.server.sessions._open.values()):
         session._socket._req.transport.abort()
 
 
@@ -369,7 +369,7 @@ async def test_a_client_that_asks_without_reading_and_goes_leaves_nothing_behind
     speaker.ws._response.connection.transport.pause_reading()
     ping = msgspec.msgpack.encode({"type": "ping"})
     again = speaker.codec.encode(SUBSCRIBE)
-    (session,) = registry.server.sessions._open
+    (session,) = registry.server.sessions._open.values()
 
     async def flood():
         while True:

@@ -1,0 +1,7 @@
+"""Connections: who is let in, and who takes too long. The census decides, connection and guard carry out."""
+
+from rollbook_registry.connections.census import Census, Closing, Door, Limits, Refusal
+from rollbook_registry.connections.connection import Connection
+from rollbook_registry.connections.guard import Guard
+
+__all__ = ["Census", "Closing", "Connection", "Door", "Guard", "Limits", "Refusal"]

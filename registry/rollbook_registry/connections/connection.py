@@ -1,0 +1,132 @@
+"""One connection: aiohttp's own protocol, which tells the guard what happens on it.
+
+Only what aiohttp and asyncio document is used: the callbacks of :class:`asyncio.Protocol`, and that
+:class:`aiohttp.web.RequestHandler` is one, made by a :class:`aiohttp.web.Server` with that server and its
+options, and asked for the answer to what it cannot parse by ``handle_error``. A test notices if that changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+from aiohttp import web
+
+from rollbook_registry.connections import sockets
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from rollbook.problems import Problem
+    from rollbook_registry.connections.census import Closing, Door
+    from rollbook_registry.connections.guard import Guard
+
+log = structlog.get_logger("rollbook.connections")
+
+
+class Connection(web.RequestHandler):
+    """A client's connection to one of the HTTP ports.
+
+    Args:
+        manager: aiohttp's server.
+        guard: who watches.
+        door: the port that it came to.
+        options: aiohttp's own.
+    """
+
+    __slots__ = ("_at_rest", "_door", "_socket", "guard", "on_lost", "refused")
+
+    def __init__(self, manager: web.Server, *, guard: Guard, door: Door, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self.guard = guard
+        self._door = door
+        self._at_rest = False
+        self._socket: asyncio.Transport | None = None
+        self.refused: Problem | None = None
+        """Why it was not let in; its requests are answered so."""
+        self.on_lost: Callable[[], None] | None = None
+        """Called when it has gone, for a handler that waits for something else."""
+
+    # --- asyncio's callbacks ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody has connected."""
+        # uvloop's transports have the interface, and not the base class.
+        self._socket = stream = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        stays, self.refused = self.guard.admit(self, self._door, str(peer[0]) if peer else "")
+        if not stays:
+            stream.abort()
+            return
+        self._at_rest = True
+        sockets.notice_the_dead(transport.get_extra_info("socket"), self.guard.tcp_keepalive)
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self._at_rest and data:
+            self._at_rest = False
+            self.guard.census.began(self, self.guard.now)
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """The client does not take what it is sent, and the buffers are full."""
+        super().pause_writing()
+        self.guard.census.left_unread(self, self.guard.now)
+
+    def resume_writing(self) -> None:
+        """It takes it."""
+        super().resume_writing()
+        self.guard.census.took(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It has gone."""
+        self.guard.census.leave(self)
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+
+    # --- what the guard and the doors say --------------------------------------------------------------
+
+    def asked(self) -> None:
+        """A request's head is complete, and the request under way."""
+        self.guard.census.completed(self)
+
+    def answered(self) -> None:
+        """A request has been answered: the next bytes are another."""
+        self._at_rest = True
+
+    def is_session(self) -> None:
+        """It has become a session."""
+        self.guard.census.is_session(self)
+
+    def cut(self, why: Closing, answer: bytes = b"") -> None:
+        """End it now.
+
+        Args:
+            why: is logged.
+            answer: a whole HTTP response to send before, to a client that waits for one.
+        """
+        transport = self._socket
+        if transport is None:
+            return
+        log.debug("connection_ended", why=why.value, peer=transport.get_extra_info("peername"))
+        if answer and not transport.is_closing():
+            transport.write(answer)
+            transport.close()
+        else:
+            # Closing would wait until what was not taken is taken.
+            transport.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse as a problem, and without a line in the log for each."""
+        if status != web.HTTPBadRequest.status_code:
+            return super().handle_error(request, status, exc, message)
+        return self.guard.unparsable(message or "")
