@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from killkit import apart, lives, write_batches, write_on_a_small_disk
+from killkit import apart, check_batches, lives, write_batches, write_on_a_small_disk
 from rollbook.problems import Problem
 from rollbook_registry.store import sqlite as module
 from rollbook_registry.store.lock import held
@@ -195,23 +195,6 @@ async def test_it_flushes_at_every_commit(open_store):
 
 
 # --- killed --------------------------------------------------------------------------------------------
-
-
-def check_batches(records, told):
-    """Every batch that was promised is there, and no half of any."""
-    found: dict[str, dict[str, set[int]]] = {}
-    for key in records:
-        life, writer, name = key.split("/")
-        kind = name.rstrip("0123456789")
-        found.setdefault(f"{life}/{writer}", {"a": set(), "b": set(), "mark": set()})[kind].add(
-            int(name.removeprefix(kind))
-        )
-    for parts in found.values():
-        last = max(parts["a"])
-        assert parts["a"] == parts["b"] == set(range(last + 1))
-        assert parts["mark"] == {last}
-    for life, writer, n in told:
-        assert n in found[f"{life}/{writer}"]["a"], f"lost {life}/{writer} {n}"
 
 
 async def test_killed_right_after_the_answer_it_has_lost_nothing_and_half_of_nothing(tmp_path, open_store):
