@@ -175,6 +175,25 @@ async def test_closing_finishes_what_was_accepted_and_refuses_what_comes_later(o
     await store.close()
 
 
+async def test_nothing_is_written_before_everything_is_loaded(open_store, path, monkeypatch):
+    await filled(path)
+    monkeypatch.setattr(module, "SLICE", 10)
+    store = SqliteStore(path)
+    heard = Memory()
+    early = []
+
+    def sink(changes):
+        heard(changes)
+        early.append(asyncio.create_task(store.write([Change("key0", b"newer")])))
+
+    await store.open(sink)
+    results = await asyncio.gather(*early[:5], return_exceptions=True)
+    assert {result.code for result in results} == {"store_unavailable"}
+    await asyncio.gather(*early, return_exceptions=True)
+    assert heard["key0"] == await store.read("key0")
+    await store.close()
+
+
 async def test_it_flushes_at_every_commit(open_store):
     store, _ = await open_store()
     connection = store._database._connection
@@ -370,6 +389,15 @@ async def test_a_second_registry_on_the_same_file_is_told_which_setting_to_chang
     error = await refused(path)
     assert error.outcome is Outcome.LOCKED
     assert "--data-dir" in str(error)
+
+
+async def test_the_file_is_nobody_elses_to_read(open_store, tmp_path):
+    store, _ = await open_store()
+    await store.write([Change("a", b"1")])
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "rollbook.db": 0o600,
+        "rollbook.db-wal": 0o600,
+    }
 
 
 def test_a_directory_belongs_to_one_registry(tmp_path):
