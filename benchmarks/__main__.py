@@ -23,6 +23,7 @@ NAMES: Final = (
     "registry_lists",
     "registrations",
     "checks",
+    "store",
     "sidecar_lookups",
     "cluster_detection",
 )

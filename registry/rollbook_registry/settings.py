@@ -32,6 +32,22 @@ class RegistrySettings:
         "The directory that the registry keeps its files in; made if it isn't there.",
         danger="Two registries must not share one.",
     )
+    snapshot_interval: float = setting(
+        30.0,
+        "How often the instances that live by beats are saved, if anything has changed, so that a restart "
+        "begins with them. What was removed is noted at once, and does not come back.",
+        unit="s",
+        minimum=1.0,
+        maximum=3600.0,
+    )
+    store_timeout: float = setting(
+        10.0,
+        "How long a write of what stays (persistent instances, overrides, settings) may take until it is "
+        "answered 503.",
+        unit="s",
+        minimum=0.1,
+        maximum=300.0,
+    )
     host: str = setting(
         "127.0.0.1",
         "The address to listen on.",

@@ -18,7 +18,7 @@ from rollbook.names import LeaseId
 from rollbook.problems import Problem
 from rollbook_registry.catalog import Catalog, Timings
 from rollbook_registry.catalog.leases import Kind
-from rollbook_registry.store.keeper import Keeper
+from rollbook_registry.store.keeper import Disk, Keeper, Kept
 from rollbook_registry.store.snapshot import SLICE
 from rollbook_registry.store.sqlite import SqliteStore
 from rollbook_registry.store.store import Change
@@ -40,6 +40,7 @@ def lives(directory, doing, *, count, seed, after=lambda told: None):
         seed: of the moments.
         after: called after each death with what that process has told.
     """
+    print("seed of the kills:", seed)
     moments = random.Random(seed)
     for life in range(count):
         ours, theirs = CONTEXT.Pipe(duplex=False)
@@ -195,3 +196,35 @@ def save_and_remove(directory, life, tell):
         await asyncio.gather(save(), remove())
 
     asyncio.run(main())
+
+
+def check_batches(records, told):
+    """Every batch that was promised is there, and no half of any."""
+    found: dict[str, dict[str, set[int]]] = {}
+    for key in records:
+        life, writer, name = key.split("/")
+        kind = name.rstrip("0123456789")
+        found.setdefault(f"{life}/{writer}", {"a": set(), "b": set(), "mark": set()})[kind].add(
+            int(name.removeprefix(kind))
+        )
+    for parts in found.values():
+        last = max(parts["a"])
+        assert parts["a"] == parts["b"] == set(range(last + 1))
+        assert parts["mark"] == {last}
+    for life, writer, n in told:
+        assert n in found[f"{life}/{writer}"]["a"], f"lost {life}/{writer} {n}"
+
+
+def check_life(directory, told):
+    """Whenever it was killed, there is a snapshot to be read, and nothing in it that was removed."""
+    found = Disk(directory).load(time.time())
+    assert {note.what for note in found.notes} <= {Kept.JOURNAL_TORN}
+    there = {(r.entry.service, r.entry.port) for _, w in found.saved.writes for r in w.put}
+    marked = {pod.uid for pod in found.saved.pods}
+    for what, name, gone in told:
+        if what == "saved":
+            assert found.saved.header is not None
+        else:
+            assert not there & set(gone)
+            if what == "pod":
+                assert f"pod-{name}" in marked

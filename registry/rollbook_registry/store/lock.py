@@ -35,12 +35,17 @@ def held(directory: Path, *, setting: str = "--data-dir") -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
             raise CannotOpenError(
                 Outcome.LOCKED,
                 f"{directory} is in use by another registry (process {holder or 'unknown'}); two cannot "
                 f"share a directory: give this one another {setting}",
+            ) from error
+        except OSError as error:
+            raise CannotOpenError(
+                Outcome.IO_ERROR,
+                f"{path} cannot be locked ({error.strerror}): put {setting} on another file system",
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

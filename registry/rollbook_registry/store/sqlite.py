@@ -23,7 +23,7 @@ import structlog
 import xxhash
 
 from rollbook.problems import Problem
-from rollbook_registry.store.files import sync_directory
+from rollbook_registry.store.files import PRIVATE, sync_directory
 from rollbook_registry.store.store import CannotOpenError, Change, Outcome, Store, check_batch
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ class Database:
         new = _beside(self.path, ".new")
         for name in (new, _beside(new, "-journal")):
             name.unlink(missing_ok=True)
+        new.touch(mode=PRIVATE)
         with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.executescript(_CREATE)
         new.rename(self.path)
@@ -426,6 +427,7 @@ class SqliteStore(Store):
         self._sink: Callable[[Sequence[Change]], None] = lambda _: None
         self._waiting: deque[Job] = deque()
         self._bell = threading.Condition()
+        self._open = False
         self._closing = False
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -449,6 +451,8 @@ class SqliteStore(Store):
         for start in range(0, len(changes), SLICE):
             sink(changes[start : start + SLICE])
             await asyncio.sleep(0)
+        # Not before: what is written later than this must not be told before it.
+        self._open = True
 
     async def read(self, key: str) -> bytes | None:
         """See :meth:`Store.read`."""
@@ -498,8 +502,8 @@ class SqliteStore(Store):
 
     def _enqueue(self, job: Job) -> Result | None:
         with self._bell:
-            if self._closing or self._thread is None:
-                return Result(Outcome.CLOSED, "the store is closed")
+            if self._closing or not self._open:
+                return Result(Outcome.CLOSED, "the store is closed, or not open yet")
             if len(self._waiting) >= MAX_WAITING:
                 return Result(Outcome.OVERLOADED, f"{MAX_WAITING} writes and reads are waiting already")
             self._waiting.append(job)

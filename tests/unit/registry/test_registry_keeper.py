@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from killkit import keeper_of, lives, save_and_remove
+from killkit import check_life, keeper_of, lives, save_and_remove
 from registrykit import a_ref, an_entry
 from rollbook.names import LeaseId
 from rollbook_registry.catalog import Catalog, Timings
@@ -577,21 +577,6 @@ def test_nothing_that_was_removed_comes_back_and_nothing_that_was_saved_is_missi
 
 
 # --- killed --------------------------------------------------------------------------------------------
-
-
-def check_life(directory, told):
-    """Whenever it was killed, there is a snapshot to be read, and nothing in it that was removed."""
-    found = Disk(directory).load(WALL)
-    assert {note.what for note in found.notes} <= {Kept.JOURNAL_TORN}
-    there = {(r.entry.service, r.entry.port) for _, w in found.saved.writes for r in w.put}
-    marked = {pod.uid for pod in found.saved.pods}
-    for what, name, gone in told:
-        if what == "saved":
-            assert found.saved.header is not None
-        else:
-            assert not there & set(gone)
-            if what == "pod":
-                assert f"pod-{name}" in marked
 
 
 def test_killed_at_any_moment_it_begins_with_a_snapshot_and_without_what_was_removed(tmp_path):

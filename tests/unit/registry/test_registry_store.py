@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from killkit import apart, lives, write_batches, write_on_a_small_disk
+from killkit import apart, check_batches, lives, write_batches, write_on_a_small_disk
 from rollbook.problems import Problem
 from rollbook_registry.store import sqlite as module
 from rollbook_registry.store.lock import held
@@ -175,6 +175,25 @@ async def test_closing_finishes_what_was_accepted_and_refuses_what_comes_later(o
     await store.close()
 
 
+async def test_nothing_is_written_before_everything_is_loaded(open_store, path, monkeypatch):
+    await filled(path)
+    monkeypatch.setattr(module, "SLICE", 10)
+    store = SqliteStore(path)
+    heard = Memory()
+    early = []
+
+    def sink(changes):
+        heard(changes)
+        early.append(asyncio.create_task(store.write([Change("key0", b"newer")])))
+
+    await store.open(sink)
+    results = await asyncio.gather(*early[:5], return_exceptions=True)
+    assert {result.code for result in results} == {"store_unavailable"}
+    await asyncio.gather(*early, return_exceptions=True)
+    assert heard["key0"] == await store.read("key0")
+    await store.close()
+
+
 async def test_it_flushes_at_every_commit(open_store):
     store, _ = await open_store()
     connection = store._database._connection
@@ -195,23 +214,6 @@ async def test_it_flushes_at_every_commit(open_store):
 
 
 # --- killed --------------------------------------------------------------------------------------------
-
-
-def check_batches(records, told):
-    """Every batch that was promised is there, and no half of any."""
-    found: dict[str, dict[str, set[int]]] = {}
-    for key in records:
-        life, writer, name = key.split("/")
-        kind = name.rstrip("0123456789")
-        found.setdefault(f"{life}/{writer}", {"a": set(), "b": set(), "mark": set()})[kind].add(
-            int(name.removeprefix(kind))
-        )
-    for parts in found.values():
-        last = max(parts["a"])
-        assert parts["a"] == parts["b"] == set(range(last + 1))
-        assert parts["mark"] == {last}
-    for life, writer, n in told:
-        assert n in found[f"{life}/{writer}"]["a"], f"lost {life}/{writer} {n}"
 
 
 async def test_killed_right_after_the_answer_it_has_lost_nothing_and_half_of_nothing(tmp_path, open_store):
@@ -387,6 +389,15 @@ async def test_a_second_registry_on_the_same_file_is_told_which_setting_to_chang
     error = await refused(path)
     assert error.outcome is Outcome.LOCKED
     assert "--data-dir" in str(error)
+
+
+async def test_the_file_is_nobody_elses_to_read(open_store, tmp_path):
+    store, _ = await open_store()
+    await store.write([Change("a", b"1")])
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "rollbook.db": 0o600,
+        "rollbook.db-wal": 0o600,
+    }
 
 
 def test_a_directory_belongs_to_one_registry(tmp_path):
