@@ -43,6 +43,10 @@ log = structlog.get_logger("rollbook.registry")
 
 T = TypeVar("T")
 
+GONE_TOLD: Final = 600.0
+"""Seconds for which a registry that has started tells subscribers of pods that its last life saw go: those
+who were away meanwhile, or whom the last push did not reach any more, may still hold them."""
+
 SWEEP_INTERVAL: Final = 5.0
 """Seconds between looks at what is only remembered."""
 
@@ -227,7 +231,7 @@ class Book:
                     self._log.debug("lease", lease=lease, term=term, reason=reason.value)
                 case _:
                     if isinstance(event, PodsMarked) and not self.outlet.settled:
-                        self.gone.update(dict.fromkeys(pod.uid for pod in event.pods))
+                        self.gone.update(dict.fromkeys(p.uid for p in event.pods if p.age <= GONE_TOLD))
                     for listener in self.listeners:
                         listener(event)
         # After the list has changed, so that history names the revision in which it shows.

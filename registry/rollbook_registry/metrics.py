@@ -118,6 +118,26 @@ class Metrics:
             registry=self.registry,
         )
         self.checks = CheckMeter(self.registry)
+        self.store = Counter(
+            "rollbook_store_operations_total",
+            "Reads and writes of what is laid down",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.snapshots = Counter(
+            "rollbook_snapshots_total",
+            "What became of snapshots and journals of the instances that live by beats",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.snapshot_time = Gauge(
+            "rollbook_snapshot_timestamp_seconds",
+            "Unix time of the snapshot on the disk; 0 if there is none",
+            registry=self.registry,
+        )
+        self.snapshot_size = Gauge(
+            "rollbook_snapshot_bytes", "Size of the snapshot that was saved last", registry=self.registry
+        )
         self.loop_lag = Gauge(
             "rollbook_loop_lag_seconds",
             "How much later than due the event loop came round last",

@@ -29,6 +29,9 @@ from rollbook_registry.connections import Door, Guard
 from rollbook_registry.connections.guard import marked
 from rollbook_registry.metrics import GuardCollector
 from rollbook_registry.rulebook import Rulebook
+from rollbook_registry.store.keeper import Keeper
+from rollbook_registry.store.lock import held
+from rollbook_registry.store.snapshot import SLICE
 from rollbook_registry.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -58,7 +61,12 @@ class Server:
         self.settings = settings
         self.book = Book(settings, clock=time.monotonic, wall=time.time)
         self.sessions = Sessions(self.book)
-        self.rulebook = Rulebook(self.book, SqliteStore(settings.data_dir / "rulings.db"))
+        store = SqliteStore(
+            settings.data_dir / "rulings.db",
+            timeout=settings.store_timeout,
+            counted=lambda outcome: self.book.metrics.store.labels(outcome.value).inc(),
+        )
+        self.rulebook = Rulebook(self.book, store)
         self.guard = Guard(settings, self.book.metrics, clock=time.monotonic)
         self.book.metrics.registry.register(
             GuardCollector(lambda: dict(self.guard.census.counts), lambda: len(self.sessions))
@@ -91,6 +99,7 @@ class Server:
         if settings.needs_identity:
             api = await self._stack.enter_async_context(self._api or KubeApi.in_cluster())
             verifier = Verifier(api, audience=settings.audience, accounts=settings.accounts, wall=time.time)
+        await self._recall()
         await self._lay_out()
         self._running = asyncio.create_task(self._run_book(), name="book")
         self._stack.push_async_callback(_end, self._running)
@@ -160,6 +169,27 @@ class Server:
             ]
         )
 
+    async def _recall(self) -> None:
+        """Begin with the book as it was saved: everybody in it has a full grace period from now on."""
+        settings, book = self.settings, self.book
+        self._stack.enter_context(held(settings.data_dir))
+        keeper = self.keeper = Keeper(
+            settings.data_dir,
+            interval=settings.snapshot_interval,
+            boot=book.boot,
+            ordinal=book.catalog.ordinal,
+            leases=lambda: book.catalog.pieces(SLICE),
+            pods=lambda: book.catalog.pod_records(book.now()),
+            wall=time.time,
+            counted=lambda what: book.metrics.snapshots.labels(what.value).inc(),
+        )
+        saved = await keeper.load()
+        self._stack.push_async_callback(keeper.close)
+        book.apply(lambda c, now: c.restore(saved.writes, saved.pods, now))
+        book.listeners.append(keeper.take)
+        book.metrics.snapshot_time.set_function(lambda: keeper.saved_at or 0.0)
+        book.metrics.snapshot_size.set_function(lambda: keeper.size)
+
     async def _lay_out(self) -> None:
         """Bring what is laid down into the book, and have it checked."""
         settings, book = self.settings, self.book
@@ -186,6 +216,7 @@ class Server:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.book.run(), name="book")
                 tasks.create_task(self._checker.run(), name="checks")
+                tasks.create_task(self.keeper.run(), name="keeper")
         except Exception:
             log.exception("book_stopped")
 

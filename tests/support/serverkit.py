@@ -78,6 +78,11 @@ class Registry:
             text = await response.read()
             return response.status, msgspec.json.decode(text) if text else None, response.headers
 
+    async def text(self, path):
+        """What a GET answers, as text."""
+        async with self._http.get(self.url + path) as response:
+            return await response.text()
+
     async def problem(self, method, path, **options):
         """Send a request that is refused; returns the problem."""
         status, body, headers = await self.request(method, path, **options)

@@ -130,7 +130,14 @@ async def test_a_registry_that_restarts_without_its_book_makes_nobody_flap(start
     assert orders.pick()
     # One of them goes for good meanwhile; its absence is believed when the registry is settled.
     await providers[0].aclose()
-    second = await start(**ports, unhealthy_after=1.0, remove_after=1.5, beat_interval=0.2, expiry_tick=0.05)
+    second = await start(
+        **ports,
+        data_dir=tmp_path / "another",
+        unhealthy_after=1.0,
+        remove_after=1.5,
+        beat_interval=0.2,
+        expiry_tick=0.05,
+    )
     assert second.book.boot != first.book.boot
     await until(lambda: orders.view.settled and caller.connected)
     await orders.wait_for(lambda instances: sorted(i.port for i in instances) == [2, 3])
@@ -139,7 +146,9 @@ async def test_a_registry_that_restarts_without_its_book_makes_nobody_flap(start
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_pod_that_a_young_registry_never_knew_is_let_go_when_the_operator_closes_it(start, late):
+async def test_a_pod_that_a_young_registry_never_knew_is_let_go_when_the_operator_closes_it(
+    start, late, tmp_path
+):
     first = await start()
     ports = {"http_port": first.server.http_port, "session_port": first.server.session_port}
     pod = await first.client()
@@ -151,11 +160,11 @@ async def test_a_pod_that_a_young_registry_never_knew_is_let_go_when_the_operato
     await pod.aclose()
     await until(lambda: not caller.connected)
     if late:
-        second = await start(**ports)
+        second = await start(**ports, data_dir=tmp_path / "another")
         (await second.client(kind="operator")).close_pods("u")
         await until(lambda: second.catalog.pods.closed)
     else:
-        second = await start(**ports)
+        second = await start(**ports, data_dir=tmp_path / "another")
         operator = await second.client(kind="operator")
         await until(lambda: caller.connected and not orders.view.settled)
         operator.close_pods("u")
