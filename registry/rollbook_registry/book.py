@@ -128,6 +128,8 @@ class Book:
         """Pods that were closed or fenced before the book was settled: it may never have shown them."""
         self.listeners: list[Callable[[Event], None]] = []
         """Are told what leases' records have become, and which pods were closed or fenced."""
+        self.flushes: list[Callable[[], None]] = []
+        """Are called when the listeners have been told all that came of a command, before it is answered."""
 
     def now(self) -> float:
         """Return the attentive time that the catalog lives by."""
@@ -234,6 +236,8 @@ class Book:
                         self.gone.update(dict.fromkeys(p.uid for p in event.pods if p.age <= GONE_TOLD))
                     for listener in self.listeners:
                         listener(event)
+        for flush in self.flushes:
+            flush()
         # After the list has changed, so that history names the revision in which it shows.
         for event in happened:
             self._tell(event)

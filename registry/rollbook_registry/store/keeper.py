@@ -175,8 +175,9 @@ class Keeper:
     def take(self, event: Event) -> None:
         """Take note of what has happened to the book.
 
-        What was removed is on its way to the journal's file when this turn of the event loop ends; whoever
-        wants to answer for it before calls :meth:`flush`.
+        What was removed goes to the journal's file in the next turn of the event loop at the latest. Whoever
+        answers for it before calls :meth:`flush`: an answer may be read, and this process killed, before the
+        next turn comes.
         """
         match event:
             case Written(write):

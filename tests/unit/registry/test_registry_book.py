@@ -157,3 +157,15 @@ def test_what_happens_is_counted_by_its_reason(make, time):
 
 def test_two_lives_of_a_registry_have_different_names(make):
     assert make().boot != make().boot
+
+
+def test_what_came_of_a_command_is_told_whole_before_it_is_answered(make):
+    book = make()
+    heard = []
+    book.listeners.append(lambda event: heard.append(type(event).__name__))
+    book.flushes.append(lambda: heard.append("flush"))
+    enter(book, an_entry(1), an_entry(2, ip="10.0.0.2"))
+    assert heard == ["Written", "flush", "Written", "flush"]
+    heard.clear()
+    book.apply(lambda c, now: (c.close_pods(["p", "q"], now), c.release("a", now)))
+    assert heard == ["PodsMarked", "Written", "flush"]
