@@ -276,7 +276,7 @@ class RegistrySettings:
         60.0,
         "Silence after which a session is closed; clients ping every 2 s.",
         unit="s",
-        minimum=1.0,
+        minimum=0.1,
         formula="Several times the clients' ping interval, 2 s.",
         danger="Of the clients that do not ping, only those that beat more often keep their session.",
     )

@@ -128,8 +128,8 @@ class Guard:
 
     def unparsable(self, said: str) -> web.Response:
         """Answer what is no HTTP, or more than may be."""
-        # aiohttp's text holds what was sent.
-        first = said.partition("\n")[0].strip().rstrip(":")
+        # aiohttp's text goes on with what was sent.
+        first = said.partition("\n")[0].partition(" when reading")[0].strip().rstrip(":")
         large = "more than" in first.lower() or "too many" in first.lower()
         code = "head_too_large" if large else "bad_value"
         accepted = f"HTTP/1.1 with at most {HEADERS} headers, and lines of at most {LINE_BYTES} bytes"
