@@ -525,6 +525,7 @@ def _record(held: Held) -> EntryRecord:
         order=held.order,
         since=held.since,
         term=held.term,
+        epoch=held.epoch,
         down=held.down,
         proven=held.proven,
         silent=held.silent,

@@ -190,7 +190,7 @@ class ReplicatedLedger(Ledger):
             entry=record.entry,
             lease=lease.id,
             kind=lease.kind,
-            epoch=lease.epoch,
+            epoch=record.epoch,
             order=record.order,
             since=record.since,
             term=record.term,
