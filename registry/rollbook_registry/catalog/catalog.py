@@ -92,7 +92,9 @@ class Catalog(ReplicatedLedger):
             self._epoch = epoch
         resumed = bool(lease.entries)
         lease.holder = holder
-        lease.epoch = epoch
+        if lease.epoch != epoch:
+            # What was complete under another epoch need not be so any more.
+            lease.epoch, lease.synced = epoch, False
         self._heard(lease, now)
         self._events.append(LeaseChanged(id_, lease.term, Reason.ATTACHED))
         self._commit(now)

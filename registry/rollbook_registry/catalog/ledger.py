@@ -122,8 +122,8 @@ class Ledger:
         self._order = 0
         self._number = 0
         self._epoch = 0
-        self._synced: tuple[int, LeaseId] | None = None
-        """The operator's epoch and lease that has last said that its list is complete."""
+        self._synced = -1
+        """The highest epoch whose operator has said that its list is complete."""
         self._empty: dict[ServiceKey, None] = {}
         self._swept_pods = 0.0
 
@@ -381,10 +381,15 @@ class Ledger:
                 self._strike(key, Reason.ADDRESS_FENCED, now, every=False)
 
     def _operators_superseded_by(self, lease: Lease, now: float) -> None:
-        """An operator's list is complete: what other operators entered goes, whoever owns their leases."""
-        self._synced = max(self._synced or (lease.epoch, lease.id), (lease.epoch, lease.id))
+        """An operator's list is complete: what older operators entered goes, whoever owns their leases.
+
+        Two that claim one epoch must not strike each other out, each at the replica that hears of the other:
+        of its own epoch only what this replica owns and nobody holds goes.
+        """
+        self._synced = max(self._synced, lease.epoch)
         for other in [o for o in self._leases.values() if o.kind is Kind.OPERATOR and o is not lease]:
-            if other.epoch <= lease.epoch:
+            left = other.epoch == lease.epoch and other.origin == self.ordinal and other.holder is None
+            if other.epoch < lease.epoch or left:
                 self._end(other, Reason.SUPERSEDED, now)
 
     # --- health ----------------------------------------------------------------------------------------
