@@ -138,7 +138,7 @@ class Catalog(ReplicatedLedger):
         """
         lease = self._live(id_)
         entries = list(entries)
-        self._check_entries(entries, now)
+        self._check_entries(id_, entries, now, limited=lease.expires)
         for entry in entries:
             self._hold(lease, entry, now)
         if lease.kind is not Kind.HTTP:
@@ -156,7 +156,7 @@ class Catalog(ReplicatedLedger):
         Raises:
             Problem: 410 for a closed or fenced pod; 429 ``limit_reached`` for a full book.
         """
-        self._check_entries([entry], now)
+        self._check_entries(id_, [entry], now, limited=True)
         lease = self._open(id_, kind=Kind.HTTP, term=term, epoch=0, now=now)
         self._hold(lease, entry, now).term = lease.term
         lease.protected = False
@@ -376,13 +376,18 @@ class Catalog(ReplicatedLedger):
             self.check_epoch(lease.epoch)
         return lease
 
-    def _check_entries(self, entries: list[Entry], now: float) -> None:
+    def _check_entries(self, id_: LeaseId, entries: list[Entry], now: float, *, limited: bool) -> None:
         for entry in entries:
             if entry.owner:
                 self.pods.check(entry.owner, now)
-        check_quotas(
-            entries, quotas=self.quotas, groups=self.groups, services=self.services, rulings=self.rulings
-        )
+        if limited:
+            check_quotas(
+                entries,
+                known=lambda entry: self._is_known(id_, entry),
+                quotas=self.quotas,
+                services=self.services,
+                rulings=self.rulings,
+            )
 
     def _forget_if_empty(self, lease: Lease, reason: Reason, now: float) -> None:
         if not lease.entries and lease.holder is None and lease.origin == self.ordinal and lease.expires:

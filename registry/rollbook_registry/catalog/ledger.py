@@ -24,7 +24,7 @@ from rollbook_registry.catalog.events import (
     ServiceChanged,
     Written,
 )
-from rollbook_registry.catalog.groups import Groups, is_pod
+from rollbook_registry.catalog.groups import Groups, group_key, is_pod
 from rollbook_registry.catalog.leases import Held, Kind, Lease
 from rollbook_registry.catalog.pods import Pods
 from rollbook_registry.catalog.quotas import Quotas
@@ -298,6 +298,27 @@ class Ledger:
         elif old.entry != held.entry or (old.silent and not held.silent):
             self._note(held, Reason.UPDATED)
         self._changed_entry(lease, ref)
+
+    def _is_known(self, id_: LeaseId, entry: Entry) -> bool:
+        """Whether an entry is about an instance that is there already, for the quotas.
+
+        Of a pod, whoever named that port of it. Without a pod entries stay apart, so that each lease has its
+        own, unless they are equal, or the other is one that nobody holds any more and that makes way.
+        """
+        group = self.groups.get(group_key(entry.ref))
+        if group is None:
+            return False
+        if entry.owner:
+            at = (entry.service_key, entry.ip, entry.port)
+            return any((h.entry.service_key, h.entry.ip, h.entry.port) == at for h in group.held.values())
+        return any(
+            held.lease == id_ or held.entry == entry or (held.kind is Kind.SESSION and not self._is_held(held))
+            for held in group.held.values()
+        )
+
+    def _is_held(self, held: Held) -> bool:
+        lease = self._leases[held.lease]
+        return lease.holder is not None or lease.attached
 
     def _supersede(self, lease: Lease, group: Group, held: Held, now: float) -> None:
         """Let go of what an earlier process at the same endpoint left behind, once its session is gone.
