@@ -188,7 +188,8 @@ class Oracle:
     def restart(self) -> None:
         """Everybody is detached, and has a full grace period."""
         self.holders.clear()
-        self.tidy()
+        speaking = {s.lease for s in self.said.values()}
+        self.kinds = {id_: kind for id_, kind in self.kinds.items() if id_ in speaking}
         for s in self.said.values():
             s.heard = self.now
 
@@ -234,6 +235,8 @@ class Oracle:
             if s in overdue:
                 s.silent = True
         self.drop(lambda s: s in overdue and s.lease not in kept)
+        for lease in {s.lease for s in overdue} - self.speaking():
+            self.release(lease)  # the lease itself ends, attached or not
 
     # --- what is seen --------------------------------------------------------------------------------------
 

@@ -365,8 +365,8 @@ class Ledger:
         for (lease_id, _), held in list(group.held.items()) if group else ():
             lease = self._leases[lease_id]
             own = lease.origin == self.ordinal
-            if not (own or every or lease.orphan) or lease.kind is Kind.DEFINITIONS:
-                continue
+            if not (own or every or lease.orphan) or not lease.expires:
+                continue  # a persistent instance, and what a check says about it, is not the pod's word
             self._let_go(lease, held, reason, now)
             if own and not lease.entries and lease.holder is None:
                 self._forget_lease(lease, reason, now)

@@ -144,6 +144,8 @@ class Book(RuleBasedStateMachine):
     @rule(name=operators, ahead=st.integers(-1, 1))
     def attach_operator(self, name, ahead):
         epoch = self.epoch + ahead
+        if ahead < 0 and self.ledger.catalog._epoch < self.epoch:
+            return  # of operators whose leases are no more a restarted registry knows nothing
         attachment, code = tried(lambda: self.ledger.attach(name, operator=True, epoch=epoch))
         assert code == ("epoch_superseded" if ahead < 0 else None)
         if code:
@@ -356,8 +358,6 @@ class Book(RuleBasedStateMachine):
             self.ledger.rule(*rulings)
         self.oracle.restart()
         self.terms = defaultdict(int, {id_: w.term for id_, (_, w) in former.disk.leases.items()})
-        # Of operators whose leases are no more the disk knows nothing.
-        self.epoch = max([write.epoch for _, write in former.disk.leases.values()], default=0)
         self.past.clear()
         self.window = None
         before = self.follower.book()
