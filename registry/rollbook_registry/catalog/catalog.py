@@ -271,7 +271,8 @@ class Catalog(ReplicatedLedger):
             remove: whether what has been silent for too long may go; else it is kept as protected.
         """
         lease = self._leases.get(id_)
-        if lease is None or lease.origin != self.ordinal or not lease.expires:
+        if lease is None or lease.origin != self.ordinal or not lease.expires or not lease.entries:
+            # It may have had entries when its deadline was set, and be held by a session all the same.
             return
         kept = False
         for held in list(lease.entries.values()):

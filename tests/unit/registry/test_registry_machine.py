@@ -417,7 +417,7 @@ class Book(RuleBasedStateMachine):
             if s.kind != CHECKER
         }
         leases = self.ledger.catalog._leases
-        assert set(leases) - {DEFINITIONS} == set(self.oracle.kinds)
+        assert set(leases) - {DEFINITIONS} == set(self.oracle.kinds), (set(leases), self.oracle.kinds)
         for lease in leases.values():
             assert (lease.holder is not None) is (lease.id in self.oracle.holders)
             assert lease.quiet == sum(h.silent for h in lease.entries.values())
