@@ -5,12 +5,23 @@ from __future__ import annotations
 import random
 import sys
 
+import msgspec
+
 from rollbook.digest import digest
 from rollbook.model import Entry, EntryRef, Instance
 from rollbook.names import InstanceKey, LeaseId, ServiceKey
-from rollbook_registry.catalog import Catalog, Happened, LeaseChanged, ServiceChanged, Timings
-from rollbook_registry.catalog.events import Deadline
+from rollbook_registry.catalog import (
+    Catalog,
+    Deadline,
+    Happened,
+    LeaseChanged,
+    PodsMarked,
+    ServiceChanged,
+    Timings,
+    Written,
+)
 from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.records import LeaseWrite, PodRecord
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
 ORDERS = ServiceKey("public", "DEFAULT_GROUP", "orders")
@@ -29,19 +40,57 @@ def a_ref(port: int = 8080, **fields) -> EntryRef:
     return EntryRef(**{"service": "orders", "ip": "10.0.0.1", "port": port, **fields})
 
 
+class Disk:
+    """What a disk that takes every write holds: each lease whole, and the pods that may not speak."""
+
+    def __init__(self) -> None:
+        self.leases: dict[LeaseId, tuple[int, LeaseWrite]] = {}
+        self._pods: dict[str, tuple[float, PodRecord]] = {}
+
+    def write(self, origin: int, write: LeaseWrite) -> None:
+        """Take a lease's whole record, or put a difference into the one that is here."""
+        if write.ended:
+            self.leases.pop(write.id, None)
+            return
+        entries = {}
+        if not write.whole:
+            entries = {r.entry.ref: r for r in self.leases[write.id][1].put}
+        entries |= {r.entry.ref: r for r in write.put}
+        for ref in write.drop:
+            del entries[ref]
+        whole = msgspec.structs.replace(write, whole=True, put=list(entries.values()), drop=[])
+        self.leases[write.id] = origin, whole
+
+    def mark(self, pods: tuple[PodRecord, ...], now: float) -> None:
+        for pod in pods:
+            self._pods[pod.uid] = now - pod.age, pod
+
+    def pods(self, now: float) -> list[PodRecord]:
+        return [msgspec.structs.replace(pod, age=now - at) for at, pod in self._pods.values()]
+
+
 class Ledger:
     """A catalog whose time passes as a test says; it holds what a perfect subscriber would hold."""
 
     def __init__(
-        self, *, ordinal: int = 0, protected: Protected | None = None, quotas=None, **timings: float
+        self,
+        *,
+        ordinal: int = 0,
+        protected: Protected | None = None,
+        quotas=None,
+        now: float = 0.0,
+        **timings: float,
     ) -> None:
         self.catalog = Catalog(Timings(**timings), quotas, ordinal=ordinal)
-        self.now = 0.0
+        self.now = now
+        self.disk = Disk()
         self.wheel: Wheel[LeaseId] = Wheel(self.now, tick=TICK)
         # Most tests are about one silence at a time; those about protection ask for it.
         self.protection = Protection(protected or Protected(share=1.0), random.Random(1))
         self.expiry = Expiry(self.catalog, self.wheel, self.protection)
         self.events: list = []
+        self.told: list[LeaseWrite | PodsMarked] = []
+        """For other replicas, in order."""
         self.mirror: dict[ServiceKey, dict[InstanceKey, Instance]] = {}
         self.numbers: dict[ServiceKey, int] = {}
 
@@ -61,6 +110,12 @@ class Ledger:
                 self.expiry.watch(event.lease, event.at)
             elif isinstance(event, ServiceChanged):
                 self._apply(event)
+            elif isinstance(event, Written):
+                self.disk.write(self.catalog.ordinal, event.write)
+                self.told.append(event.write)
+            elif isinstance(event, PodsMarked):
+                self.disk.mark(event.pods, self.now)
+                self.told.append(event)
 
     def _apply(self, change: ServiceChanged) -> None:
         # A service that was let go as empty starts from nothing again, at base 0.
@@ -77,8 +132,8 @@ class Ledger:
             del listed[key]
         self.numbers[change.service] = change.number
 
-    def attach(self, lease="a", *, operator=False, term=0, holder=None, epoch=0):
-        kind = Kind.OPERATOR if operator else Kind.SESSION
+    def attach(self, lease="a", *, operator=False, kind=Kind.SESSION, term=0, holder=None, epoch=0):
+        kind = Kind.OPERATOR if operator else kind
         holder = sys.intern(holder or f"session of {lease}")
         return self.do(
             lambda c, now: c.attach(LeaseId(lease), kind=kind, term=term, holder=holder, now=now, epoch=epoch)
@@ -125,6 +180,34 @@ class Ledger:
     def synced(self, lease):
         self.do(lambda c, now: c.synced(LeaseId(lease), now))
 
+    def rule(self, *rulings):
+        self.do(lambda c, now: c.rule(rulings, now))
+
+    def delete(self, ref, *, operators=True):
+        return self.do(lambda c, now: c.deregister_everywhere(ref, operators=operators, now=now))
+
+    # --- other replicas ----------------------------------------------------------------------------------
+
+    def hear(self, write: LeaseWrite, origin: int = 1) -> str:
+        """Take what another replica wrote."""
+        return self.do(lambda c, now: c.replicate(write, origin=origin, now=now)).value
+
+    def mark(self, *pods: PodRecord) -> None:
+        self.do(lambda c, now: c.mark_pods(pods, now))
+
+    def orphan(self, origin: int = 1) -> None:
+        self.do(lambda c, now: c.orphan(origin, now))
+
+    def adopted(self, origin: int = 1) -> None:
+        self.do(lambda c, now: c.adopted(origin, now))
+
+    def forget(self, *ids: str, origin: int = 1) -> None:
+        self.do(lambda c, now: c.forget([LeaseId(i) for i in ids], origin=origin, now=now))
+
+    def restore(self, disk: Disk) -> None:
+        """Begin with what a disk holds."""
+        self.do(lambda c, now: c.restore(list(disk.leases.values()), disk.pods(now), now))
+
     # --- time ------------------------------------------------------------------------------------------
 
     def step(self) -> None:
@@ -146,6 +229,10 @@ class Ledger:
         self.do(lambda c, now: c.sweep(now))
 
     # --- looking ---------------------------------------------------------------------------------------
+
+    def book(self) -> dict[ServiceKey, dict[InstanceKey, Instance]]:
+        """Everything that is listed."""
+        return {s.key: self.shown(s.key) for s in self.catalog.services if s.instances}
 
     def shown(self, service: ServiceKey = ORDERS) -> dict[InstanceKey, Instance]:
         found = self.catalog.service(service)

@@ -92,7 +92,9 @@ class Catalog(ReplicatedLedger):
             self._epoch = epoch
         resumed = bool(lease.entries)
         lease.holder = holder
-        lease.epoch = epoch
+        if lease.epoch != epoch:
+            # What was complete under another epoch need not be so any more.
+            lease.epoch, lease.synced = epoch, False
         self._heard(lease, now)
         self._events.append(LeaseChanged(id_, lease.term, Reason.ATTACHED))
         self._commit(now)
@@ -136,7 +138,7 @@ class Catalog(ReplicatedLedger):
         """
         lease = self._live(id_)
         entries = list(entries)
-        self._check_entries(entries, now)
+        self._check_entries(id_, entries, now, limited=lease.expires)
         for entry in entries:
             self._hold(lease, entry, now)
         if lease.kind is not Kind.HTTP:
@@ -154,7 +156,7 @@ class Catalog(ReplicatedLedger):
         Raises:
             Problem: 410 for a closed or fenced pod; 429 ``limit_reached`` for a full book.
         """
-        self._check_entries([entry], now)
+        self._check_entries(id_, [entry], now, limited=True)
         lease = self._open(id_, kind=Kind.HTTP, term=term, epoch=0, now=now)
         self._hold(lease, entry, now).term = lease.term
         lease.protected = False
@@ -269,7 +271,8 @@ class Catalog(ReplicatedLedger):
             remove: whether what has been silent for too long may go; else it is kept as protected.
         """
         lease = self._leases.get(id_)
-        if lease is None or lease.origin != self.ordinal or not lease.expires:
+        if lease is None or lease.origin != self.ordinal or not lease.expires or not lease.entries:
+            # It may have had entries when its deadline was set, and be held by a session all the same.
             return
         kept = False
         for held in list(lease.entries.values()):
@@ -374,13 +377,18 @@ class Catalog(ReplicatedLedger):
             self.check_epoch(lease.epoch)
         return lease
 
-    def _check_entries(self, entries: list[Entry], now: float) -> None:
+    def _check_entries(self, id_: LeaseId, entries: list[Entry], now: float, *, limited: bool) -> None:
         for entry in entries:
             if entry.owner:
                 self.pods.check(entry.owner, now)
-        check_quotas(
-            entries, quotas=self.quotas, groups=self.groups, services=self.services, rulings=self.rulings
-        )
+        if limited:
+            check_quotas(
+                entries,
+                known=lambda entry: self._is_known(id_, entry),
+                quotas=self.quotas,
+                services=self.services,
+                rulings=self.rulings,
+            )
 
     def _forget_if_empty(self, lease: Lease, reason: Reason, now: float) -> None:
         if not lease.entries and lease.holder is None and lease.origin == self.ordinal and lease.expires:

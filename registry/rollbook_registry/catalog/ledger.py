@@ -24,7 +24,7 @@ from rollbook_registry.catalog.events import (
     ServiceChanged,
     Written,
 )
-from rollbook_registry.catalog.groups import Groups, is_pod
+from rollbook_registry.catalog.groups import Groups, group_key, is_pod
 from rollbook_registry.catalog.leases import Held, Kind, Lease
 from rollbook_registry.catalog.pods import Pods
 from rollbook_registry.catalog.quotas import Quotas
@@ -122,8 +122,8 @@ class Ledger:
         self._order = 0
         self._number = 0
         self._epoch = 0
-        self._synced: tuple[int, LeaseId] | None = None
-        """The operator's epoch and lease that has last said that its list is complete."""
+        self._synced = -1
+        """The highest epoch whose operator has said that its list is complete."""
         self._empty: dict[ServiceKey, None] = {}
         self._swept_pods = 0.0
 
@@ -299,6 +299,27 @@ class Ledger:
             self._note(held, Reason.UPDATED)
         self._changed_entry(lease, ref)
 
+    def _is_known(self, id_: LeaseId, entry: Entry) -> bool:
+        """Whether an entry is about an instance that is there already, for the quotas.
+
+        Of a pod, whoever named that port of it. Without a pod entries stay apart, so that each lease has its
+        own, unless they are equal, or the other is one that nobody holds any more and that makes way.
+        """
+        group = self.groups.get(group_key(entry.ref))
+        if group is None:
+            return False
+        if entry.owner:
+            at = (entry.service_key, entry.ip, entry.port)
+            return any((h.entry.service_key, h.entry.ip, h.entry.port) == at for h in group.held.values())
+        return any(
+            held.lease == id_ or held.entry == entry or (held.kind is Kind.SESSION and not self._is_held(held))
+            for held in group.held.values()
+        )
+
+    def _is_held(self, held: Held) -> bool:
+        lease = self._leases[held.lease]
+        return lease.holder is not None or lease.attached
+
     def _supersede(self, lease: Lease, group: Group, held: Held, now: float) -> None:
         """Let go of what an earlier process at the same endpoint left behind, once its session is gone.
 
@@ -344,8 +365,8 @@ class Ledger:
         for (lease_id, _), held in list(group.held.items()) if group else ():
             lease = self._leases[lease_id]
             own = lease.origin == self.ordinal
-            if not (own or every or lease.orphan) or lease.kind is Kind.DEFINITIONS:
-                continue
+            if not (own or every or lease.orphan) or not lease.expires:
+                continue  # a persistent instance, and what a check says about it, is not the pod's word
             self._let_go(lease, held, reason, now)
             if own and not lease.entries and lease.holder is None:
                 self._forget_lease(lease, reason, now)
@@ -381,10 +402,15 @@ class Ledger:
                 self._strike(key, Reason.ADDRESS_FENCED, now, every=False)
 
     def _operators_superseded_by(self, lease: Lease, now: float) -> None:
-        """An operator's list is complete: what other operators entered goes, whoever owns their leases."""
-        self._synced = max(self._synced or (lease.epoch, lease.id), (lease.epoch, lease.id))
+        """An operator's list is complete: what older operators entered goes, whoever owns their leases.
+
+        Two that claim one epoch must not strike each other out, each at the replica that hears of the other:
+        of its own epoch only what this replica owns and nobody holds goes.
+        """
+        self._synced = max(self._synced, lease.epoch)
         for other in [o for o in self._leases.values() if o.kind is Kind.OPERATOR and o is not lease]:
-            if other.epoch <= lease.epoch:
+            left = other.epoch == lease.epoch and other.origin == self.ordinal and other.holder is None
+            if other.epoch < lease.epoch or left:
                 self._end(other, Reason.SUPERSEDED, now)
 
     # --- health ----------------------------------------------------------------------------------------
@@ -525,6 +551,7 @@ def _record(held: Held) -> EntryRecord:
         order=held.order,
         since=held.since,
         term=held.term,
+        epoch=held.epoch,
         down=held.down,
         proven=held.proven,
         silent=held.silent,

@@ -6,13 +6,11 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from rollbook.problems import Problem
-from rollbook_registry.catalog.groups import group_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from rollbook.model import Entry
-    from rollbook_registry.catalog.groups import Groups
     from rollbook_registry.catalog.rulings import Rulings
     from rollbook_registry.catalog.services import Services
 
@@ -31,11 +29,22 @@ class Quotas:
 
 
 def check_quotas(
-    entries: Iterable[Entry], *, quotas: Quotas, groups: Groups, services: Services, rulings: Rulings
+    entries: Iterable[Entry],
+    *,
+    known: Callable[[Entry], bool],
+    quotas: Quotas,
+    services: Services,
+    rulings: Rulings,
 ) -> None:
     """Refuse what would make the book, or a namespace, larger than it may be.
 
-    What is there already may always be said again, at a full quota too.
+    Args:
+        entries: to be entered together.
+        known: says whether an entry is about an instance that is there already; that may always be said
+            again, at a full quota too.
+        quotas: of the whole book.
+        services: what there is.
+        rulings: have the quotas of namespaces.
 
     Raises:
         Problem: 429 ``limit_reached``, naming the limit, whose it is, and where it is set.
@@ -43,9 +52,10 @@ def check_quotas(
     instances: dict[str, set[object]] = {}
     names: dict[str, set[object]] = {}
     for entry in entries:
-        group = groups.get(group_key(entry.ref))
-        if group is None or not group.held:
-            instances.setdefault(entry.namespace, set()).add(entry.ref)
+        if not known(entry):
+            # A pod's port is one instance, whatever the cluster that it is said to be in.
+            named = (entry.service_key, entry.ip, entry.port, entry.owner or entry.ref)
+            instances.setdefault(entry.namespace, set()).add(named)
             if services.get(entry.service_key) is None:
                 names.setdefault(entry.namespace, set()).add(entry.service_key)
     if not instances:

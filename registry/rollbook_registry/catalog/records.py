@@ -27,6 +27,7 @@ class EntryRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
             for the same, the newer counts.
         since: ``order`` at its first registration under this lease; who registers again keeps its place.
         term: of the lease when it was entered.
+        epoch: of the operator when it entered it.
         down: its publisher says that the application does not work, or does not know yet.
         proven: its publisher has said once whether the application works.
         silent: no beat came for ``unhealthy_after``.
@@ -36,6 +37,7 @@ class EntryRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defa
     order: int
     since: int
     term: int = 1
+    epoch: int = 0
     down: bool = False
     proven: bool = True
     silent: bool = False

@@ -88,6 +88,8 @@ class ReplicatedLedger(Ledger):
         replicas assert them. What is known already and not older is left alone.
         """
         self._mark_pods(pods, now)
+        writes = list(writes)
+        self._synced = max([self._synced, *(w.epoch for _, w in writes if w.synced)])
         for origin, write in writes:
             known = self._leases.get(write.id)
             if (known is not None and (known.term, known.n) >= write.version) or self._superseded(write):
@@ -106,10 +108,7 @@ class ReplicatedLedger(Ledger):
 
     def _superseded(self, write: LeaseWrite) -> bool:
         """Whether it is an operator's whom another one has replaced, list and all."""
-        if write.kind is not Kind.OPERATOR or self._synced is None:
-            return False
-        epoch, id_ = self._synced
-        return write.epoch < epoch or (write.epoch == epoch and id_ != write.id and not write.synced)
+        return write.kind is Kind.OPERATOR and write.epoch < self._synced
 
     def _replicate(self, write: LeaseWrite, origin: int, now: float) -> Replicated:
         lease = self._leases.get(write.id)
@@ -132,8 +131,9 @@ class ReplicatedLedger(Ledger):
             lease = self._leases[write.id] = Lease(
                 write.id, kind=write.kind, origin=origin, term=0, epoch=write.epoch, seen=now
             )
+        complete = write.synced and not (lease.synced and lease.epoch == write.epoch)
         self._follow(lease, write, origin, now)
-        if write.synced and write.kind is Kind.OPERATOR:
+        if complete:
             self._operators_superseded_by(lease, now)
         return Replicated.TAKEN
 
@@ -190,7 +190,7 @@ class ReplicatedLedger(Ledger):
             entry=record.entry,
             lease=lease.id,
             kind=lease.kind,
-            epoch=lease.epoch,
+            epoch=record.epoch,
             order=record.order,
             since=record.since,
             term=record.term,

@@ -244,6 +244,9 @@ def test_synced_ends_an_operator_of_the_same_epoch_that_is_gone(ledger):
     ledger.enter("old", an_entry(81, owner="v"), operator=True, epoch=1)
     ledger.enter("new", an_entry(owner="u"), operator=True, epoch=1)
     ledger.synced("new")
+    assert len(ledger.shown()) == 2
+    ledger.detach("old")
+    ledger.synced("new")
     assert ledger.only().owner == "u"
 
 
