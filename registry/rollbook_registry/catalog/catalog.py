@@ -74,6 +74,24 @@ class Catalog(ReplicatedLedger):
                 accepted=f"at least {self._epoch}",
             )
 
+    def check_room(self, id_: LeaseId, entries: Iterable[Entry]) -> None:
+        """Refuse what would make the book, or a namespace, larger than it may be.
+
+        Args:
+            id_: the lease that it would be entered under; :data:`DEFINITIONS` for what would be laid down.
+            entries: that would be entered.
+
+        Raises:
+            Problem: 429 ``limit_reached``, naming the limit and whose it is.
+        """
+        check_quotas(
+            entries,
+            known=lambda entry: self._is_known(id_, entry),
+            quotas=self.quotas,
+            services=self.services,
+            rulings=self.rulings,
+        )
+
     # --- leases ----------------------------------------------------------------------------------------
 
     def attach(
@@ -382,13 +400,7 @@ class Catalog(ReplicatedLedger):
             if entry.owner:
                 self.pods.check(entry.owner, now)
         if limited:
-            check_quotas(
-                entries,
-                known=lambda entry: self._is_known(id_, entry),
-                quotas=self.quotas,
-                services=self.services,
-                rulings=self.rulings,
-            )
+            self.check_room(id_, entries)
 
     def _forget_if_empty(self, lease: Lease, reason: Reason, now: float) -> None:
         if not lease.entries and lease.holder is None and lease.origin == self.ordinal and lease.expires:

@@ -312,7 +312,9 @@ class Ledger:
             at = (entry.service_key, entry.ip, entry.port)
             return any((h.entry.service_key, h.entry.ip, h.entry.port) == at for h in group.held.values())
         return any(
-            held.lease == id_ or held.entry == entry or (held.kind is Kind.SESSION and not self._is_held(held))
+            held.lease == id_
+            or held.entry == entry
+            or (held.kind is Kind.SESSION and not self._is_held(held))
             for held in group.held.values()
         )
 
