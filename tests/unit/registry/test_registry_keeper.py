@@ -229,6 +229,16 @@ async def test_removals_go_to_the_journal_by_themselves_when_the_turn_ends(begin
     assert on_disk(tmp_path) == [("a", 2)]
 
 
+async def test_a_registry_has_noted_a_removal_before_it_answers(start, tmp_path):
+    server = (await start()).server
+    server.book.apply(lambda c, now: c.attach(LeaseId("a"), kind=Kind.SESSION, term=0, holder="a", now=now))
+    server.book.apply(lambda c, now: c.register(LeaseId("a"), [an_entry(1), an_entry(2)], now))
+    assert await server.keeper.save()
+    # Nothing else has its turn between the command and the look at the disk.
+    server.book.apply(lambda c, now: c.deregister(LeaseId("a"), [a_ref(1)], now))
+    assert on_disk(tmp_path) == [("a", 2)]
+
+
 async def test_many_removals_are_one_write(begin, monkeypatch):
     house = await begin()
     house.register("a", *range(1, 100))
