@@ -435,7 +435,7 @@ class Catalog(ReplicatedLedger):
             remove_after=self.timings.remove_after,
             down=entry.alive is False,
         )
-        self._put(lease, held, now)
+        self._put(lease, held, now, Reason.DEFINED)
 
     def _note_override(self, ref: EntryRef, *, lifted: bool) -> None:
         key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)

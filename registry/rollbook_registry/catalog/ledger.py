@@ -279,8 +279,15 @@ class Ledger:
             remove / 1000 if remove else self.timings.remove_after,
         )
 
-    def _put(self, lease: Lease, held: Held, now: float) -> None:
-        """Have a lease hold an entry, in the place of what it said before."""
+    def _put(self, lease: Lease, held: Held, now: float, new: Reason = Reason.REGISTERED) -> None:
+        """Have a lease hold an entry, in the place of what it said before.
+
+        Args:
+            lease: holds it.
+            held: the entry.
+            now: attentive time.
+            new: why, of an entry that it did not hold before.
+        """
         ref = held.entry.ref
         old = lease.entries.get(ref)
         lease.quiet += held.silent - (old is not None and old.silent)
@@ -288,13 +295,14 @@ class Ledger:
         if held.down != (ref in lease.down):
             lease.down ^= {ref}
         group = self.groups.add(held)
-        if held.kind is Kind.SESSION or held.kind is Kind.HTTP:
+        # After a restart nobody is attached yet, and who was before whom is not known from that.
+        if new is not Reason.RESTORED and held.kind in {Kind.SESSION, Kind.HTTP}:
             self._supersede(lease, group, held, now)
         if held.kind is Kind.CHECKER:
             if old is None or old.down != held.down:
                 self._note(held, Reason.CHECK_FAILED if held.down else Reason.CHECK_PASSED)
         elif old is None:
-            self._note(held, Reason.DEFINED if held.kind is Kind.DEFINITIONS else Reason.REGISTERED)
+            self._note(held, new)
         elif old.entry != held.entry or (old.silent and not held.silent):
             self._note(held, Reason.UPDATED)
         self._changed_entry(lease, ref)

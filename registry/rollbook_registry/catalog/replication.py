@@ -222,7 +222,7 @@ class ReplicatedLedger(Ledger):
         for record in write.put:
             if not record.entry.owner or record.entry.owner not in self.pods:
                 self._order = max(self._order, record.order)
-                self._put(lease, self._held(lease, record, now), now)
+                self._put(lease, self._held(lease, record, now), now, Reason.RESTORED)
         if own and not lease.entries:
             self._forget_lease(lease, Reason.RESTORED, now)
             return
