@@ -22,7 +22,6 @@ from rollbook_registry.api.prometheus import Prometheus
 from rollbook_registry.api.routes import TEXT, Answer, Route
 from rollbook_registry.api.rulings import Rulings
 from rollbook_registry.api.session import Sessions
-from rollbook_registry.auth.tokens import Verifier
 from rollbook_registry.book import Book
 from rollbook_registry.checks import Checker, Probes
 from rollbook_registry.connections import Door, Guard
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
     from rollbook_registry.api.routes import Values
+    from rollbook_registry.auth.tokens import Verifier
     from rollbook_registry.settings import RegistrySettings
 
 log = structlog.get_logger("rollbook.registry")
@@ -97,6 +97,8 @@ class Server:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         verifier = None
         if settings.needs_identity:
+            from rollbook_registry.auth.tokens import Verifier  # noqa: PLC0415  # 9 MiB of cryptography
+
             api = await self._stack.enter_async_context(self._api or KubeApi.in_cluster())
             verifier = Verifier(api, audience=settings.audience, accounts=settings.accounts, wall=time.time)
         await self._recall()

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from rollbook.problems import CONTENT_TYPE, Problem, from_validation
 from rollbook_registry.auth import ANONYMOUS, LOCAL
-from rollbook_registry.auth.tokens import Verifier
 from rollbook_registry.book import Book
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ log = structlog.get_logger("rollbook.api")
 T = TypeVar("T")
 
 BOOK: Final = web.AppKey("book", Book)
+# Its type is not named at run time: its module loads a library of cryptography, which not everybody needs.
 VERIFIER: Final[web.AppKey[Verifier | None]] = web.AppKey("verifier")
 
 _HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
