@@ -78,7 +78,8 @@ class Explanation(msgspec.Struct, kw_only=True, frozen=True):
         instance: as it is shown; ``None``: it is not.
         because: the sentence that sums it up.
         pod: ``closed`` or ``fenced``, if its pod may not speak any more.
-        entries: what is said about its pod, or its endpoint, by whom, and which rule decided about it.
+        entries: what is said about its pod, or its endpoint, by whom, and which rule decided about it; what is
+            shown comes first.
     """
 
     instance: Instance | None
@@ -99,7 +100,7 @@ def explain(ledger: Ledger, ref: EntryRef, now: float) -> Explanation:
         instance=shown,
         because=_summary(ref, shown, judgements, pod, overridden=override is not None),
         pod=pod,
-        entries=[_entry(ledger, j, now) for j in judgements],
+        entries=[_entry(ledger, j, now) for j in sorted(judgements, key=lambda j: j.instance is None)],
         override=None
         if override is None
         else OverrideExplained(

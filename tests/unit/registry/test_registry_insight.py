@@ -206,7 +206,7 @@ async def test_of_two_sidecars_of_a_pod_the_newer_is_the_one_that_counts(registr
     await sidecar(registry, lease="old", alive=False)
     await sidecar(registry, lease="new")
     found = await explanation(registry, POD)
-    assert [(e["rule"], e["shown"]) for e in found["entries"]] == [("older", False), ("beats", True)]
+    assert [(e["rule"], e["shown"]) for e in found["entries"]] == [("beats", True), ("older", False)]
     assert found["because"] == f"it is healthy: {Why.BEATS.value}"
 
 
@@ -216,8 +216,8 @@ async def test_equal_entries_are_shown_once_and_others_side_by_side(registry):
     found = await explanation(registry)
     assert [(e["rule"], e["shown"]) for e in found["entries"]] == [
         ("beats", True),
-        ("equal", False),
         ("beats", True),
+        ("equal", False),
     ]
     assert found["instance"]["weight"] == 1.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 
 import pytest
 
@@ -12,8 +13,6 @@ from registrykit import ORDERS, a_ref, an_entry
 from rollbook import frames
 from rollbook.kube import KubeApi
 from rollbook.model import EntryRef
-from rollbook.names import LeaseId
-from rollbook_registry.catalog.records import EntryRecord
 from rollbook_registry.rulebook import Rulebook
 from rollbook_registry.server import Server
 from rollbook_registry.settings import RegistrySettings
@@ -229,27 +228,37 @@ async def test_a_persistent_instance_is_back_after_a_restart_and_checked(start, 
 async def test_the_last_lifes_verdict_stands_until_checks_contradict_it(start, tmp_path, application):
     first = await start()
     await lay(first, ip="127.0.0.1", port=application.port, check={**QUICK, "failures": 2, "successes": 2})
+    await lay(first, ip="127.0.0.1", port=1, check=QUICK)
     await application.down()
-    checker = LeaseId("checker/0")
     ref = EntryRef(service="orders", ip="127.0.0.1", port=application.port)
-    await until(lambda: first.server.rulebook.verdict(ref) is False)
-    saved = first.catalog.record(checker)
-    # One of something that is no more, too.
-    gone = EntryRecord(entry=an_entry(9, ephemeral=False), order=1, since=1, term=1, down=True)
-    saved.put.append(gone)
+    other = EntryRef(service="orders", ip="127.0.0.1", port=1)
+    await until(lambda: first.server.rulebook.verdict(ref) is first.server.rulebook.verdict(other) is False)
     await stop(first)
     await application.up()
-    settings = RegistrySettings(data_dir=tmp_path, http_port=0, session_port=0, auth="none", nacos_grpc=False)
-    server = Server(settings)
-    server.book.apply(lambda c, now: c.restore([(0, saved)], [], now))
-    async with server:
-        assert server.rulebook.verdict(ref) is False
-        assert server.book.catalog.service(ORDERS).healthy == 0
-        assert list(server.book.catalog.lease(checker).entries) == [ref]
-        account = await until(lambda: server._checker.account(ref).last and server._checker.account(ref))
-        assert (account.last.finding.value, account.alive) == ("passed", False)
-        assert server.book.catalog.service(ORDERS).healthy == 0
-        await until(lambda: server.book.catalog.service(ORDERS).healthy == 1)
+    # As after somebody has put a copy of the store in its place in which one of them is not.
+    with contextlib.closing(sqlite3.connect(tmp_path / "rulings.db")) as store, store:
+        store.execute("DELETE FROM records WHERE key LIKE '%:1:DEFAULT'")
+    second = await start()
+    rulebook, checker = second.server.rulebook, second.server._checker
+    assert rulebook.verdict(ref) is False
+    assert (await only(second))["healthy"] is False
+    assert await rules(second, f"127.0.0.1:{application.port}") == ["check_failed", "verdict"]
+    assert rulebook.verdict(other) is None
+    account = await until(lambda: checker.account(ref).last and checker.account(ref))
+    assert (account.last.finding.value, account.alive) == ("passed", False)
+    assert second.catalog.service(ORDERS).healthy == 0
+    await until(lambda: second.catalog.service(ORDERS).healthy == 1)
+
+
+async def test_an_override_outlives_the_pods_end_only_until_the_next_life(start, tmp_path):
+    first = await start()
+    await first.request("POST", f"{INSTANCES}/10.0.0.1:8080:DEFAULT:u/offline")
+    with store_away(tmp_path):
+        first.book.apply(lambda c, now: c.fence_pods([frames.GonePod(uid="u")], now))
+        await stop(first)
+    second = await start()
+    assert second.catalog.pods.fenced == 1
+    await until(lambda: not second.catalog.rulings.overrides)
 
 
 async def test_a_persistent_instance_stands_beside_a_plain_clients_and_answers_for_itself(registry):
