@@ -8,28 +8,40 @@ hang on what the store says, and speak through a lease of their own.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import msgspec
 import structlog
 
 from rollbook.names import LeaseId
+from rollbook.problems import Problem
 from rollbook_registry.catalog import PodsMarked
 from rollbook_registry.catalog.definitions import Configured, Defined, Overridden
 from rollbook_registry.catalog.leases import CHECKER_LEASES, Kind
+from rollbook_registry.checks.verdict import Reason
 from rollbook_registry.store import rulings as records
+from rollbook_registry.store.store import MAX_CHANGES, Change
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rollbook.model import EntryRef
     from rollbook_registry.book import Book
     from rollbook_registry.catalog import Event
     from rollbook_registry.catalog.definitions import Ruling
     from rollbook_registry.checks import Checker, Verdict
-    from rollbook_registry.store.store import Change, Store
+    from rollbook_registry.store.store import Store
 
 log = structlog.get_logger("rollbook.rulings")
+
+R = TypeVar("R", Defined, Overridden)
+
+REVISIONS: Final = 10
+"""How often a revision is tried anew because others were quicker, before it is given up."""
+
+LIFT_PAUSE: Final = 10.0
+"""Seconds until the overrides of pods that are gone are lifted again, if the store could not."""
 
 
 class Rulebook:
@@ -38,14 +50,16 @@ class Rulebook:
     Args:
         book: shows it.
         store: keeps it.
+        lift_pause: see :data:`LIFT_PAUSE`.
     """
 
-    def __init__(self, book: Book, store: Store) -> None:
+    def __init__(self, book: Book, store: Store, *, lift_pause: float = LIFT_PAUSE) -> None:
         self._book = book
         self._store = store
+        self._lift_pause = lift_pause
         self._checker: Checker | None = None
         self._lease = LeaseId(f"{CHECKER_LEASES}{book.catalog.ordinal}")
-        self._errands: set[asyncio.Task[None]] = set()
+        self._lifting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Bring what the store holds into the book.
@@ -55,6 +69,7 @@ class Rulebook:
         """
         await self._store.open(self._told)
         self._book.listeners.append(self._heard)
+        self._lift_gone()
 
     def check_with(self, checker: Checker) -> None:
         """Have persistent instances checked from now on.
@@ -78,19 +93,58 @@ class Rulebook:
         """
         await self._store.write([records.write(ruling) for ruling in rulings])
 
+    async def revise(self, blank: R, revised: Callable[[R], R | None]) -> None:
+        """Lay down something that follows from what is laid down already.
+
+        What others lay down at the same moment is neither lost nor brought back: the store takes a revision
+        only of the record that it was made from, and otherwise it is made again.
+
+        Args:
+            blank: the ruling that says that there is no such record; it names which one is meant.
+            revised: is given what the store has, and returns what it shall have; ``None``: let it be. What
+                it raises comes through.
+
+        Raises:
+            Problem: 409 ``conflict``: others were quicker each time; 503 ``store_unavailable``.
+        """
+        key = records.write(blank).key
+        for _ in range(REVISIONS):
+            value = await self._store.read(key)
+            known = records.read_one(Change(key, value))
+            # What cannot be read is in nobody's book; laying it down anew is how to get rid of it.
+            found = blank if isinstance(known, records.Unreadable) else cast("R", known)
+            wanted = revised(found)
+            if wanted is None:
+                return
+            try:
+                await self._store.write([records.write(wanted)], expect={key: value})
+            except Problem as problem:
+                if problem.code != "conflict":
+                    raise
+            else:
+                return
+        raise Problem("conflict", "others have changed it at the same time, again and again")
+
     async def close(self) -> None:
-        """Finish what is under way."""
-        await asyncio.gather(*self._errands, return_exceptions=True)
+        """Let go of the store, when what is under way is done."""
+        if self._lifting is not None:
+            self._lifting.cancel()
+            await asyncio.gather(self._lifting, return_exceptions=True)
         await self._store.close()
 
     def judge(self, verdicts: Sequence[Verdict]) -> None:
         """Take verdicts about persistent instances into the book."""
         definitions = self._book.catalog.rulings.definitions
+        # What is not checked is as its definition says; a verdict from when it was is one no more.
+        unchecked = [v.ref for v in verdicts if v.reason is Reason.UNCHECKED]
+        self._book.apply(lambda c, now: c.deregister(self._lease, unchecked, now))
         entries = [
             msgspec.structs.replace(definitions[v.ref].entry, alive=v.alive)
             for v in verdicts
-            if v.ref in definitions
+            if v.ref in definitions and v.reason is not Reason.UNCHECKED
         ]
+        if not entries:
+            return
         lease = self._book.catalog.lease(self._lease)
         if lease is None or lease.holder is not self:
             self._book.apply(
@@ -112,6 +166,8 @@ class Rulebook:
         for record in unreadable:
             log.error("ruling_unreadable", key=record.key, fault=record.fault.value, detail=record.detail)
         self._book.apply(lambda c, now: c.rule(rulings, now))
+        if any(isinstance(ruling, Overridden) and ruling.ref.owner for ruling in rulings):
+            self._lift_gone()
         if self._checker is None:
             return
         for ruling in rulings:
@@ -138,19 +194,28 @@ class Rulebook:
     def _drop_verdict(self, ref: EntryRef) -> None:
         self._book.apply(lambda c, now: c.deregister(self._lease, [ref], now))
 
-    def _heard(self, event: Event) -> None:
-        """Lift the overrides of pods that are gone for good: their names do not come back."""
-        if not isinstance(event, PodsMarked):
-            return
-        fenced = {pod.uid for pod in event.pods if pod.fenced}
-        gone = [Overridden(ref, None) for ref in self._book.catalog.rulings.overrides if ref.owner in fenced]
-        if gone:
-            errand = asyncio.ensure_future(self._lift(gone))
-            self._errands.add(errand)
-            errand.add_done_callback(self._errands.discard)
+    # --- overrides of pods that are gone -----------------------------------------------------------------
 
-    async def _lift(self, rulings: list[Overridden]) -> None:
-        try:
-            await self.lay_down(*rulings)
-        except Exception as error:  # noqa: BLE001  # they do no harm where they are
-            log.warning("overrides_of_gone_pods_stay", overrides=len(rulings), error=str(error))
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, PodsMarked) and any(pod.fenced for pod in event.pods):
+            self._lift_gone()
+
+    def _lift_gone(self) -> None:
+        """Have the overrides of pods that are gone for good lifted: their names do not come back."""
+        if self._gone() and (self._lifting is None or self._lifting.done()):
+            self._lifting = asyncio.create_task(self._lift(), name="lift")
+
+    def _gone(self) -> list[Overridden]:
+        catalog = self._book.catalog
+        overrides = catalog.rulings.overrides
+        gone = (ref for ref in overrides if ref.owner and catalog.pods.state(ref.owner) == "fenced")
+        return [Overridden(ref, None) for ref in islice(gone, MAX_CHANGES)]
+
+    async def _lift(self) -> None:
+        while gone := self._gone():
+            try:
+                await self.lay_down(*gone)
+            except Problem as problem:
+                # They do no harm where they are.
+                log.warning("overrides_of_gone_pods_stay", overrides=len(gone), detail=problem.detail)
+                await asyncio.sleep(self._lift_pause)

@@ -379,16 +379,20 @@ class Native:
     async def _change_definition(
         self, request: web.Request, ref: EntryRef, new: dict[str, Any], check: Check | None
     ) -> web.Response:
-        known = self._rulings.definition(ref)
-        if known is None:
+        if self._rulings.definition(ref) is None:
             raise Problem(
                 "unknown_instance",
                 "no instance was registered over HTTP under this key; sessions change their own",
             )
-        entry = check_entry(msgspec.structs.replace(known.entry, **new))
-        check_persistent(entry)
-        check = known.check if check is None else check_check(check, "check")
-        laid = await self._rulings.define(request, Definition(entry=entry, check=check))
+        if check is not None:
+            check_check(check, "check")
+
+        def changed(known: Definition) -> Definition:
+            entry = check_entry(msgspec.structs.replace(known.entry, **new))
+            check_persistent(entry)
+            return Definition(entry=entry, check=check or known.check)
+
+        laid = await self._rulings.redefine(request, ref, changed)
         return json_response(Stored(instance=laid, term=0))
 
     async def deregister(self, request: web.Request, values: Values) -> web.Response:

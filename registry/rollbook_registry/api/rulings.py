@@ -36,7 +36,9 @@ from rollbook_registry.catalog.explain import explain
 from rollbook_registry.catalog.leases import DEFINITIONS
 
 if TYPE_CHECKING:
-    from rollbook.model import EntryRef
+    from collections.abc import Callable
+
+    from rollbook.model import Entry, EntryRef
     from rollbook_registry.api.routes import Values
     from rollbook_registry.book import Book
     from rollbook_registry.catalog.definitions import Definition, Ruling
@@ -129,6 +131,12 @@ _INSTANCE: Final = "/services/{service}/instances/{key}"
 _SETTINGS: Final = "/services/{service}/settings"
 _OF_INSTANCE: Final = (parameters.KEY, *parameters.OF_SERVICE)
 _LAID: Final = ("store_unavailable",)
+_SAYS_SOMETHING: Final = {
+    "anyOf": [
+        {"required": ["enabled"], "properties": {"enabled": {"type": "boolean"}}},
+        {"required": ["weight"], "properties": {"weight": {"type": "number"}}},
+    ]
+}
 
 
 class Rulings:
@@ -142,6 +150,10 @@ class Rulings:
     def __init__(self, book: Book, rulebook: Rulebook) -> None:
         self._book = book
         self._rulebook = rulebook
+        self._coming: dict[EntryRef, Entry] = {}
+        """Persistent instances on their way to the store."""
+        self._configuring: dict[ServiceKey, None] = {}
+        """Services whose settings are."""
 
     def routes(self) -> list[Route]:
         """Return what is served here."""
@@ -161,14 +173,39 @@ class Rulings:
         """
         policy.may_administer(await identity(request), "lay down a persistent instance")
         entry = definition.entry
-        if entry.owner:
-            raise bad_value("owner", entry.owner, "nothing: a pod's instance lives by its beats")
-        self._book.catalog.check_room(DEFINITIONS, [entry])
-        await self._rulebook.lay_down(Defined(entry.ref, definition))
-        shown = self._shown(entry.ref)
-        if shown is None:  # another writer was quicker to take it back
-            raise Problem("conflict", "the instance was taken back meanwhile")
-        return shown
+        ref = entry.ref
+        # Those on their way to the store count: else any number that come at once would find room.
+        self._book.catalog.check_room(DEFINITIONS, [*self._coming.values(), entry])
+        self._coming[ref] = entry
+        try:
+            await self._rulebook.lay_down(Defined(ref, definition))
+        finally:
+            if self._coming.get(ref) is entry:
+                del self._coming[ref]
+        return self._defined(ref)
+
+    async def redefine(
+        self, request: web.Request, ref: EntryRef, changed: Callable[[Definition], Definition]
+    ) -> Instance:
+        """Change a persistent instance, and return it as the book shows it.
+
+        Args:
+            request: who asks.
+            ref: which instance.
+            changed: makes of the definition that there is the one that there shall be.
+
+        Raises:
+            Problem: 401, 403; 404 ``unknown_instance``; 409 ``conflict``; 503 ``store_unavailable``.
+        """
+        policy.may_administer(await identity(request), "change a persistent instance")
+
+        def revised(known: Defined) -> Defined:
+            if known.definition is None:
+                raise Problem("unknown_instance", f"{_key(ref)} of {ref.service} was taken back")
+            return Defined(ref, changed(known.definition))
+
+        await self._rulebook.revise(Defined(ref, None), revised)
+        return self._defined(ref)
 
     async def undefine(self, request: web.Request, ref: EntryRef) -> None:
         """Take a persistent instance back."""
@@ -216,9 +253,14 @@ class Rulings:
                 path=f"{_INSTANCE}/override",
                 handler=self.lay_override,
                 parameters=_OF_INSTANCE,
-                body=Body(type=OverrideBody, about="What shall stand.", example={"weight": 0.5}),
+                body=Body(
+                    type=OverrideBody,
+                    about="What shall stand.",
+                    example={"weight": 0.5},
+                    also=_SAYS_SOMETHING,
+                ),
                 answers=shown,
-                problems=_LAID,
+                problems=("pod_gone", "conflict", *_LAID),
                 writes=True,
             ),
             Route(
@@ -237,7 +279,7 @@ class Rulings:
                 parameters=_OF_INSTANCE,
                 body=Body(type=ReasonBody, about="Why.", required=False, example={"reason": "disk swap"}),
                 answers=shown,
-                problems=_LAID,
+                problems=("pod_gone", "conflict", *_LAID),
                 writes=True,
             ),
             Route(
@@ -246,7 +288,7 @@ class Rulings:
                 handler=self.online,
                 parameters=_OF_INSTANCE,
                 answers=(Answer(status=204, about="Its publishers say again whether it is enabled."),),
-                problems=_LAID,
+                problems=("conflict", *_LAID),
                 writes=True,
             ),
         ]
@@ -270,7 +312,8 @@ class Rulings:
     async def override(self, _: web.Request, values: Values) -> web.Response:
         """Show what is laid down about an instance."""
         ref = parameters.ref_of(values)
-        return self._override_response(ref, self._known_override(ref))
+        self._known_override(ref)
+        return self._override_response(ref)
 
     async def lay_override(self, request: web.Request, values: Values) -> web.Response:
         """Lay down what stands above what an instance's publishers say, whether or not it is in the book."""
@@ -282,11 +325,19 @@ class Rulings:
             math.isfinite(wanted.weight) and 0 <= wanted.weight <= MAX_WEIGHT
         ):
             raise bad_value("weight", wanted.weight, f"a number from 0 to {MAX_WEIGHT:g}")
+        if wanted.enabled is None and wanted.weight is None:
+            raise Problem(
+                "bad_value",
+                "the override says nothing; to have none, DELETE it",
+                field="body",
+                accepted="enabled, weight, or both",
+            )
+        self._check_not_gone(ref)
         override = Override(
             enabled=wanted.enabled, weight=wanted.weight, reason=wanted.reason, at=time.time()
         )
         await self._rulebook.lay_down(Overridden(ref, override))
-        return self._override_response(ref, override)
+        return self._override_response(ref)
 
     async def lift_override(self, request: web.Request, values: Values) -> web.Response:
         """Lift an override."""
@@ -302,20 +353,29 @@ class Rulings:
         ref = parameters.ref_of(values)
         reason = (await body(request, ReasonBody)).reason if request.can_read_body else ""
         _check_text("reason", reason)
-        before = self._book.catalog.rulings.overrides.get(ref)
-        weight = before.weight if before is not None else None
-        override = Override(enabled=False, weight=weight, reason=reason, at=time.time())
-        await self._rulebook.lay_down(Overridden(ref, override))
-        return self._override_response(ref, override)
+        self._check_not_gone(ref)
+
+        def revised(known: Overridden) -> Overridden:
+            weight = known.override.weight if known.override is not None else None
+            return Overridden(ref, Override(enabled=False, weight=weight, reason=reason, at=time.time()))
+
+        await self._rulebook.revise(Overridden(ref, None), revised)
+        return self._override_response(ref)
 
     async def online(self, request: web.Request, values: Values) -> web.Response:
         """Take back that an instance is offline; whether it is enabled is its publishers' word again."""
         policy.may_administer(await identity(request), "take an instance online")
         ref = parameters.ref_of(values)
-        before = self._book.catalog.rulings.overrides.get(ref)
-        if before is not None:
-            kept = None if before.weight is None else msgspec.structs.replace(before, enabled=None)
-            await self._rulebook.lay_down(Overridden(ref, kept))
+
+        def revised(known: Overridden) -> Overridden | None:
+            before = known.override
+            if before is None or before.enabled is None:
+                return None
+            if before.weight is None:
+                return Overridden(ref, None)
+            return Overridden(ref, msgspec.structs.replace(before, enabled=None))
+
+        await self._rulebook.revise(Overridden(ref, None), revised)
         return web.Response(status=204)
 
     # --- services' settings ----------------------------------------------------------------------------
@@ -343,7 +403,7 @@ class Rulings:
                     example={"protect_threshold": 0.3},
                 ),
                 answers=shown,
-                problems=_LAID,
+                problems=("limit_reached", *_LAID),
                 writes=True,
             ),
             Route(
@@ -372,8 +432,12 @@ class Rulings:
         check_metadata(wanted.metadata, "metadata")
         check = check_check(wanted.check, "check") if wanted.check is not None else None
         settings = ServiceSettings(protect_threshold=threshold, metadata=wanted.metadata, check=check)
-        self._check_new_service(key)
-        await self._rulebook.lay_down(Configured(key, settings))
+        self._book.catalog.check_services([*self._configuring, key])
+        self._configuring[key] = None
+        try:
+            await self._rulebook.lay_down(Configured(key, settings))
+        finally:
+            self._configuring.pop(key, None)
         return json_response(settings)
 
     async def lift_settings(self, request: web.Request, values: Values) -> web.Response:
@@ -463,13 +527,27 @@ class Rulings:
     def _shown(self, ref: EntryRef) -> Instance | None:
         return explain(self._book.catalog, ref, self._book.now()).instance
 
+    def _defined(self, ref: EntryRef) -> Instance:
+        shown = self._shown(ref)
+        if shown is None or ref not in self._book.catalog.rulings.definitions:
+            raise Problem("conflict", "it was laid down, and another writer has taken it back since")
+        return shown
+
+    def _check_not_gone(self, ref: EntryRef) -> None:
+        # It would be lifted at once.
+        if ref.owner and self._book.catalog.pods.state(ref.owner) == "fenced":
+            raise Problem("pod_gone", f"pod {ref.owner} is confirmed gone; there is nothing to override")
+
     def _known_override(self, ref: EntryRef) -> Override:
         override = self._book.catalog.rulings.overrides.get(ref)
         if override is None:
             raise Problem("not_found", f"nothing is laid down about {_key(ref)} of {ref.service}")
         return override
 
-    def _override_response(self, ref: EntryRef, override: Override) -> web.Response:
+    def _override_response(self, ref: EntryRef) -> web.Response:
+        override = self._book.catalog.rulings.overrides.get(ref)
+        if override is None:
+            raise Problem("conflict", "it was laid down, and another writer has lifted it since")
         return json_response(OverrideShown(key=_key(ref), override=override, instance=self._shown(ref)))
 
     def _known_settings(self, key: ServiceKey) -> ServiceSettings:
@@ -477,15 +555,6 @@ class Rulings:
         if settings is None:
             raise Problem("not_found", f"{key} has no settings of its own")
         return settings
-
-    def _check_new_service(self, key: ServiceKey) -> None:
-        catalog = self._book.catalog
-        if catalog.services.get(key) is None and len(catalog.services) >= catalog.quotas.max_services:
-            raise Problem(
-                "limit_reached",
-                f"this registry holds {len(catalog.services)} services and may hold "
-                f"{catalog.quotas.max_services} (--max-services)",
-            )
 
     def _namespace(self, namespace: str) -> NamespaceShown:
         catalog = self._book.catalog

@@ -17,7 +17,7 @@ from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.leases import DEFINITIONS, Held, Kind, Lease
 from rollbook_registry.catalog.ledger import ENDED_KEPT
 from rollbook_registry.catalog.merge import marked
-from rollbook_registry.catalog.quotas import check_quotas
+from rollbook_registry.catalog.quotas import check_quotas, check_service_quotas
 from rollbook_registry.catalog.records import PodRecord
 from rollbook_registry.catalog.replication import ReplicatedLedger
 from rollbook_registry.catalog.services import Service
@@ -91,6 +91,14 @@ class Catalog(ReplicatedLedger):
             services=self.services,
             rulings=self.rulings,
         )
+
+    def check_services(self, keys: Iterable[ServiceKey]) -> None:
+        """Refuse services, to be listed though they are empty, that would be more than there may be.
+
+        Raises:
+            Problem: 429 ``limit_reached``, naming the limit and whose it is.
+        """
+        check_service_quotas(keys, quotas=self.quotas, services=self.services, rulings=self.rulings)
 
     # --- leases ----------------------------------------------------------------------------------------
 

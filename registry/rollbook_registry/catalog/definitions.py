@@ -44,7 +44,8 @@ class Check(
     """How the registry finds out whether a persistent instance works.
 
     Attributes:
-        type: ``tcp`` (a connection), ``http`` (any answer from 200 to 399), or ``none``: it counts as alive.
+        type: ``tcp`` (a connection), ``http`` (any answer from 200 to 399), or ``none``: it is as its
+            definition says, alive unless that says otherwise.
         path: of the HTTP request.
         port: to check, if it isn't the instance's own.
         interval: seconds between two checks.

@@ -76,7 +76,7 @@ def disagreements(ledger: Ledger, now: float, *, stuck_after: float) -> Iterator
             owner=uid,
             seconds=round(seconds, 3),
             services=sorted({str(e.service_key) for e in entries}),
-            addresses=sorted({e.ip for e in entries}),
+            addresses=sorted({*(e.ip for e in entries), *ledger.pods.addresses(uid)}),
             because=_BECAUSE[kind],
         )
 

@@ -13,12 +13,13 @@ import xxhash
 
 from rollbook.digest import spell
 from rollbook.model import Instance
+from rollbook.names import instance_key
 from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.merge import judge
-from rollbook_registry.catalog.rulings import ref_of
 
 if TYPE_CHECKING:
     from rollbook.model import EntryRef
+    from rollbook_registry.catalog.groups import Group
     from rollbook_registry.catalog.ledger import Ledger
     from rollbook_registry.catalog.merge import Judgement
 
@@ -77,7 +78,8 @@ class Explanation(msgspec.Struct, kw_only=True, frozen=True):
         instance: as it is shown; ``None``: it is not.
         because: the sentence that sums it up.
         pod: ``closed`` or ``fenced``, if its pod may not speak any more.
-        entries: what is said about its pod, or its endpoint, by whom, and which rule decided about it.
+        entries: what is said about its pod, or its endpoint, by whom, and which rule decided about it; what is
+            shown comes first.
     """
 
     instance: Instance | None
@@ -92,23 +94,31 @@ def explain(ledger: Ledger, ref: EntryRef, now: float) -> Explanation:
     group = ledger.groups.get(group_key(ref))
     judgements = list(judge(group.held.values())) if group is not None else []
     override = ledger.rulings.overrides.get(ref)
-    shown = None
-    for (service, _), instance in group.visible.items() if group is not None else ():
-        same = (service, instance.ip, instance.port) == (ref.service_key, ref.ip, ref.port)
-        if same and (shown is None or ref_of(service, instance) == ref):
-            shown = instance
+    shown = _shown(group, ref) if group is not None else None
     pod = ledger.pods.state(ref.owner) if ref.owner else ""
     return Explanation(
         instance=shown,
         because=_summary(ref, shown, judgements, pod, overridden=override is not None),
         pod=pod,
-        entries=[_entry(ledger, j, now) for j in judgements],
+        entries=[_entry(ledger, j, now) for j in sorted(judgements, key=lambda j: j.instance is None)],
         override=None
         if override is None
         else OverrideExplained(
             enabled=override.enabled, weight=override.weight, reason=override.reason, at=override.at
         ),
     )
+
+
+def _shown(group: Group, ref: EntryRef) -> Instance | None:
+    """Return what is shown under a name; else what is shown at its endpoint, be it in another cluster."""
+    key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
+    exact = group.visible.get((ref.service_key, key))
+    there = (
+        instance
+        for (service, _), instance in group.visible.items()
+        if (service, instance.ip, instance.port) == (ref.service_key, ref.ip, ref.port)
+    )
+    return exact or next(there, None)
 
 
 def _entry(ledger: Ledger, judgement: Judgement, now: float) -> EntryExplained:

@@ -355,7 +355,9 @@ class Ledger:
         lease.quiet -= held.silent
         lease.down -= {ref}
         self.groups.remove(held)
-        self._note(held, reason)
+        if held.kind is not Kind.CHECKER:
+            # That a verdict is no more has happened to the check, not to the instance.
+            self._note(held, reason)
         if self._is_written(lease):
             changes = self._change_of(lease)
             changes.put.pop(ref, None)

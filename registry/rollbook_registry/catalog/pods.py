@@ -84,6 +84,11 @@ class Pods:
         """``closed``, ``fenced``, or nothing."""
         return "fenced" if uid in self._fenced else "closed" if uid in self._closed else ""
 
+    def addresses(self, uid: str) -> tuple[str, ...]:
+        """Where a fenced pod was, as far as its fence says."""
+        marked = self._fenced.get(uid)
+        return marked.ips if marked is not None else ()
+
     def zombies(self, now: float, within: float) -> Iterator[tuple[str, float]]:
         """Fenced pods in whose name somebody spoke in the last so many seconds, and how long ago."""
         for uid, at in self._spoke.items():

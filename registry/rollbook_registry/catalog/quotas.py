@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from rollbook.model import Entry
+    from rollbook.names import ServiceKey
     from rollbook_registry.catalog.rulings import Rulings
     from rollbook_registry.catalog.services import Services
 
@@ -71,6 +72,26 @@ def check_quotas(
             _check("instances", held.instances, len(new), record.max_instances, namespace)
         if record.max_services is not None and names.get(namespace):
             _check("services", held.services, len(names[namespace]), record.max_services, namespace)
+
+
+def check_service_quotas(
+    keys: Iterable[ServiceKey], *, quotas: Quotas, services: Services, rulings: Rulings
+) -> None:
+    """Refuse services, to be listed though they are empty, that would be more than there may be.
+
+    Raises:
+        Problem: 429 ``limit_reached``, as above.
+    """
+    new: dict[str, set[object]] = {}
+    for key in keys:
+        if services.get(key) is None:
+            new.setdefault(key.namespace, set()).add(key)
+    _check("services", len(services), sum(map(len, new.values())), quotas.max_services)
+    for namespace, names in new.items():
+        record = rulings.namespaces.get(namespace)
+        if record is not None and record.max_services is not None:
+            held = services.usage(namespace).services
+            _check("services", held, len(names), record.max_services, namespace)
 
 
 def _check(what: str, held: int, new: int, limit: int, namespace: str = "") -> None:

@@ -42,6 +42,7 @@ class FakeRegistry:
         self.frames: list[frames.Request] = []
         self.lists: dict[ServiceKey, list[Instance]] = {}
         self.revisions: dict[ServiceKey, int] = {}
+        self.protect_threshold: float | None = None
         self.entries: dict = {}
         self.down: set = set()
         self.silent_lists = False
@@ -89,6 +90,7 @@ class FakeRegistry:
             digest=spell(digest(instances)),
             put=[i for k, i in after.items() if before.get(k) != i],
             drop=[k for k in before if k not in after],
+            protect_threshold=self.protect_threshold,
         )
         for ws, wanted in self._sockets.items():
             if service in wanted:
@@ -187,7 +189,10 @@ class FakeRegistry:
         held = self.lists.get(service, [])
         revision = self.revision(service)
         if frame.revision and frame.digest == spell(digest(held)):
-            await self._send(ws, frames.Current(**where, revision=revision, settled=self.settled))
+            current = frames.Current(
+                **where, revision=revision, settled=self.settled, protect_threshold=self.protect_threshold
+            )
+            await self._send(ws, current)
         else:
             snapshot = frames.Snapshot(
                 **where,
@@ -195,6 +200,7 @@ class FakeRegistry:
                 digest=spell(digest(held)),
                 settled=self.settled,
                 instances=held,
+                protect_threshold=self.protect_threshold,
             )
             await self._send(ws, snapshot)
 

@@ -215,6 +215,44 @@ async def test_pick_keeps_to_the_selector_and_takes_turns_within_it(registry, ru
         assert "selector" in problem["detail"]
 
 
+async def test_while_a_list_is_protected_picks_go_to_unhealthy_ones_too(
+    registry, run, instance, service, eventually
+):
+    ailing = [instance(n, healthy=False, alive=False, metadata={"v": "1"}) for n in (80, 81)]
+    held = registry.lists[service("orders")] = [*ailing, instance(82, metadata={"v": "2"})]
+
+    async def picked(query=""):
+        found = [await caller.get(f"/services/orders/pick{query}") for _ in range(6)]
+        return {body["port"] for response, body in found if response.status == 200}
+
+    async def protected():
+        return (await caller.get("/services/orders"))[1]["protected"]
+
+    async with run(registry.address) as caller:
+        assert await picked() == {82}
+        registry.protect_threshold = 0.4
+        await registry.push("orders", *held)
+        await eventually(protected)
+        assert await picked() == {80, 81, 82}
+        _, found = await caller.get("/services/orders?healthy=false")
+        assert [i["healthy"] for i in found["instances"]] == [False, False], "health is never rewritten"
+        # It is asked about what was selected.
+        assert await picked("?selector=v=1") == {80, 81}
+        assert await picked("?selector=v=2") == {82}
+        assert (await caller.get("/services/orders?selector=v=2"))[1]["protected"] is False
+
+        # Told while it was away, beside the same instances.
+        await registry.stop()
+        registry.protect_threshold = None
+        await registry.start()
+
+        async def healthy_only():
+            return await picked() == {82}
+
+        await eventually(healthy_only)
+        assert await protected() is False
+
+
 async def test_pick_says_so_if_nobody_may_get_traffic(registry, run, instance, service):
     registry.lists[service("orders")] = [instance(healthy=False, alive=False)]
     async with run(registry.address) as caller:
