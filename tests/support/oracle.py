@@ -117,10 +117,12 @@ class Oracle:
             self.said[lease, entry.ref] = said
             if kind in {SESSION, HTTP}:
                 self.drop(
-                    lambda s, said=said: s.kind == SESSION
-                    and s.lease not in {*self.holders, said.lease}
-                    and group_of(s.entry) == group_of(said.entry)
-                    and s.at == said.at
+                    lambda s, said=said: (
+                        s.kind == SESSION
+                        and s.lease not in {*self.holders, said.lease}
+                        and group_of(s.entry) == group_of(said.entry)
+                        and s.at == said.at
+                    )
                 )
         if kind != HTTP:
             self.hear(self.of(lease))
@@ -156,11 +158,13 @@ class Oracle:
 
     def deregister_everywhere(self, ref: Any, *, operators: bool) -> None:
         self.drop(
-            lambda s: s.kind != CHECKER
-            and (operators or s.kind != OPERATOR)
-            and s.entry.owner == ref.owner
-            and (ref.owner or s.entry.cluster == ref.cluster)
-            and (s.entry.service_key, *s.at) == (ref.service_key, ref.ip, ref.port)
+            lambda s: (
+                s.kind != CHECKER
+                and (operators or s.kind != OPERATOR)
+                and s.entry.owner == ref.owner
+                and (ref.owner or s.entry.cluster == ref.cluster)
+                and (s.entry.service_key, *s.at) == (ref.service_key, ref.ip, ref.port)
+            )
         )
 
     def release(self, lease: str) -> None:
@@ -211,7 +215,11 @@ class Oracle:
                     s
                     for s in there
                     if s.entry.cluster == e.cluster
-                    and (s.lease == lease or s.entry == e or (s.kind == SESSION and s.lease not in self.holders))
+                    and (
+                        s.lease == lease
+                        or s.entry == e
+                        or (s.kind == SESSION and s.lease not in self.holders)
+                    )
                 ]
             if not there:
                 instances.add((e.service_key, e.ip, e.port, e.owner, "" if e.owner else e.cluster))
@@ -221,9 +229,7 @@ class Oracle:
     # --- time ----------------------------------------------------------------------------------------------
 
     def overdue(self) -> list[Said]:
-        return [
-            s for s in self.said.values() if s.kind != CHECKER and self.now - s.heard >= s.timings[1]
-        ]
+        return [s for s in self.said.values() if s.kind != CHECKER and self.now - s.heard >= s.timings[1]]
 
     def turn(self, now: float, *, kept: set[str] = frozenset()) -> None:
         """Time has passed; the leases named are overdue and kept all the same."""
@@ -302,7 +308,11 @@ class Oracle:
             seen = _seen(s, alive=s.alive)
             if seen not in found.values():
                 service, key = _name(s)
-                found[(service, f"{key}~{xxhash.xxh64_hexdigest(s.lease.encode())}") if found else (service, key)] = seen
+                found[
+                    (service, f"{key}~{xxhash.xxh64_hexdigest(s.lease.encode())}")
+                    if found
+                    else (service, key)
+                ] = seen
         return found
 
 

@@ -33,7 +33,7 @@ from rollbook_registry.catalog.definitions import (
     check_check,
 )
 from rollbook_registry.catalog.explain import explain
-from rollbook_registry.catalog.quotas import check_quotas
+from rollbook_registry.catalog.leases import DEFINITIONS
 
 if TYPE_CHECKING:
     from rollbook.model import EntryRef
@@ -163,14 +163,7 @@ class Rulings:
         entry = definition.entry
         if entry.owner:
             raise bad_value("owner", entry.owner, "nothing: a pod's instance lives by its beats")
-        catalog = self._book.catalog
-        check_quotas(
-            [entry],
-            quotas=catalog.quotas,
-            groups=catalog.groups,
-            services=catalog.services,
-            rulings=catalog.rulings,
-        )
+        self._book.catalog.check_quotas(DEFINITIONS, [entry])
         await self._rulebook.lay_down(Defined(entry.ref, definition))
         shown = self._shown(entry.ref)
         if shown is None:  # another writer was quicker to take it back

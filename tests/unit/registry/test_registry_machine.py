@@ -76,7 +76,11 @@ told_entries = st.builds(
     probed=st.booleans(),
 )
 defined_entries = st.builds(
-    an_entry, ports, service=st.sampled_from(SERVICES), ephemeral=st.just(False), alive=st.sampled_from([True, False])
+    an_entry,
+    ports,
+    service=st.sampled_from(SERVICES),
+    ephemeral=st.just(False),
+    alive=st.sampled_from([True, False]),
 )
 
 
@@ -276,7 +280,9 @@ class Book(RuleBasedStateMachine):
 
     @rule(
         entry=st.one_of(own_entries, told_entries, defined_entries),
-        override=st.sampled_from([None, Override(enabled=False), Override(weight=5.0), Override(enabled=True)]),
+        override=st.sampled_from(
+            [None, Override(enabled=False), Override(weight=5.0), Override(enabled=True)]
+        ),
     )
     def override(self, entry, override):
         self.lay_down(Overridden(entry.ref, override))
@@ -396,9 +402,7 @@ class Book(RuleBasedStateMachine):
     @invariant()
     def everybody_sees_what_follows_from_what_was_said(self):
         seen = {
-            (service, key): {
-                f: getattr(i, f) for f in oracles.FIELDS
-            }
+            (service, key): {f: getattr(i, f) for f in oracles.FIELDS}
             for service, listed in self.ledger.book().items()
             for key, i in listed.items()
         }
