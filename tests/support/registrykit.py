@@ -57,7 +57,7 @@ class Disk:
             entries = {r.entry.ref: r for r in self.leases[write.id][1].put}
         entries |= {r.entry.ref: r for r in write.put}
         for ref in write.drop:
-            del entries[ref]
+            entries.pop(ref, None)
         whole = msgspec.structs.replace(write, whole=True, put=list(entries.values()), drop=[])
         self.leases[write.id] = origin, whole
 

@@ -165,11 +165,11 @@ class Catalog(ReplicatedLedger):
         lease = self._live(id_)
         entries = list(entries)
         self._check_entries(id_, entries, now, limited=lease.expires)
-        for entry in entries:
-            self._hold(lease, entry, now)
+        held = [self._hold(lease, entry, now) for entry in entries]
         if lease.kind is not Kind.HTTP:
             self._heard(lease, now)
-        self._watch(lease)
+        # The deadlines of what it held before are known; looking at all would cost what the lease is large.
+        self._watch(lease, held)
         self._commit(now)
         return lease.term
 
@@ -184,9 +184,10 @@ class Catalog(ReplicatedLedger):
         """
         self._check_entries(id_, [entry], now, limited=True)
         lease = self._open(id_, kind=Kind.HTTP, term=term, epoch=0, now=now)
-        self._hold(lease, entry, now).term = lease.term
+        held = self._hold(lease, entry, now)
+        held.term = lease.term
         lease.protected = False
-        self._watch(lease)
+        self._watch(lease, [held])
         self._commit(now)
         return lease.term
 
@@ -300,33 +301,38 @@ class Catalog(ReplicatedLedger):
         if lease is None or lease.origin != self.ordinal or not lease.expires or not lease.entries:
             # It may have had entries when its deadline was set, and be held by a session all the same.
             return
-        kept = False
+        rest = []
         for held in list(lease.entries.values()):
             idle = now - lease.last_seen(held)
-            if idle >= held.unhealthy_after and not held.silent and (idle < held.remove_after or not remove):
+            overdue = idle >= held.remove_after
+            if overdue and remove:
+                self._let_go(lease, held, Reason.EXPIRED, now)
+                continue
+            if not held.silent and idle >= held.patience:
                 held.silent = True
                 lease.quiet += 1
                 self._note(held, Reason.SILENT)
                 self._changed_entry(lease, held.entry.ref)
-            if idle >= held.remove_after:
-                if remove:
-                    self._let_go(lease, held, Reason.EXPIRED, now)
-                    continue
-                kept = True
-                if not lease.protected:
-                    self._note(held, Reason.PROTECTED)
-        lease.protected = kept
+            if not overdue:
+                rest.append(held)
+            elif not lease.protected:
+                self._note(held, Reason.PROTECTED)
+        lease.protected = len(rest) < len(lease.entries)
         if not lease.entries:
             self._forget_lease(lease, Reason.EXPIRED, now)
-        elif not kept:
-            # What is kept is looked at when whoever keeps it says.
-            self._watch(lease)
+        # What is kept is looked at again when whoever keeps it says.
+        self._watch(lease, rest)
         self._commit(now)
 
     def overdue(self, id_: LeaseId, now: float) -> bool:
         """Say whether something of a lease has been silent for so long that it has to go."""
         lease = self._leases.get(id_)
         return lease is not None and lease.origin == self.ordinal and lease.overdue(now)
+
+    def speaking(self) -> int:
+        """Count this replica's leases that hold something, and that silence ends."""
+        own = (lease for lease in self._leases.values() if lease.origin == self.ordinal)
+        return sum(1 for lease in own if lease.entries and lease.expires)
 
     def sweep(self, now: float) -> None:
         """Let go of what is only remembered: empty services, ended leases, old fences."""
@@ -443,7 +449,7 @@ class Catalog(ReplicatedLedger):
             remove_after=self.timings.remove_after,
             down=entry.alive is False,
         )
-        self._put(lease, held, now, Reason.DEFINED)
+        self._put(lease, held, Reason.DEFINED)
 
     def _note_override(self, ref: EntryRef, *, lifted: bool) -> None:
         key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)

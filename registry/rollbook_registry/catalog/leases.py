@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from rollbook.model import Entry, EntryRef
 from rollbook.names import LeaseId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HTTP_LEASES: Final = "http/"
 """What the ids of plain HTTP clients' leases begin with (``http/ip:port``)."""
@@ -151,11 +154,9 @@ class Lease:
         """When an entry last gave a sign of life: by a beat of the whole lease, or its own."""
         return max(self.seen, held.seen)
 
-    def deadline(self) -> float | None:
-        """When the first of its entries will have been silent for too long; ``None`` if none ever is."""
-        if not self.expires:
-            return None
-        return min((self.last_seen(held) + held.patience for held in self.entries.values()), default=None)
+    def deadline(self, entries: Iterable[Held]) -> float | None:
+        """When the first of some of its entries will have been silent for too long; ``None`` without any."""
+        return min((self.last_seen(held) + held.patience for held in entries), default=None)
 
     def overdue(self, now: float) -> bool:
         """Whether one of its entries has been silent for so long that it has to go."""

@@ -25,7 +25,7 @@ from rollbook_registry.catalog.events import (
     Written,
 )
 from rollbook_registry.catalog.groups import Groups, group_key, is_pod
-from rollbook_registry.catalog.leases import Held, Kind, Lease
+from rollbook_registry.catalog.leases import DEFINITIONS, Held, Kind, Lease
 from rollbook_registry.catalog.pods import Pods
 from rollbook_registry.catalog.quotas import Quotas
 from rollbook_registry.catalog.records import EntryRecord, LeaseWrite
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from rollbook.model import Entry, EntryRef, Instance
     from rollbook.names import InstanceKey, LeaseId, ServiceKey
-    from rollbook_registry.catalog.groups import Group, GroupKey
+    from rollbook_registry.catalog.groups import GroupKey
     from rollbook_registry.catalog.records import PodRecord
 
 ENDED_KEPT: Final = 600.0
@@ -46,15 +46,8 @@ ENDED_KEPT: Final = 600.0
 MAX_ENDED: Final = 100_000
 """Ended leases, and ended instances of plain HTTP clients, that are remembered; then the oldest are not."""
 
-_CONFIRMED: Final = {
-    Reason.DEREGISTERED,
-    Reason.FORCED,
-    Reason.POD_CLOSED,
-    Reason.POD_FENCED,
-    Reason.RELEASED,
-    Reason.SUPERSEDED,
-}
-"""Ends that somebody vouches for, as opposed to those by silence."""
+_NO_ENDS: Final = {Reason.HIDDEN, Reason.RESTORED}
+"""Why an entry leaves this book though nobody said that it has ended: its client's beats are heard."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +104,6 @@ class Ledger:
         self.pods = Pods()
         self.groups = Groups()
         self.rulings = Rulings()
-        self.confirmed = 0
-        """How many leases have ended otherwise than by silence, since the start."""
         self._leases: dict[LeaseId, Lease] = {}
         self._ended: dict[LeaseId, Ended] = {}
         self._removed: dict[tuple[LeaseId, EntryRef], float] = {}
@@ -224,16 +215,18 @@ class Ledger:
 
     def _forget_lease(self, lease: Lease, reason: Reason, now: float) -> None:
         del self._leases[lease.id]
-        self._ended.pop(lease.id, None)
-        self._ended[lease.id] = Ended(lease.term, now, lease.owner)
-        if len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
+        self._remember(lease.id, Ended(lease.term, now, lease.owner))
         if lease.origin == self.ordinal and lease.replicated:
             self._changed.pop(lease.id, None)
             lease.n += 1
             self._events.append(Written(self._write(lease, ended=True, reason=reason.value)))
-            self.confirmed += reason in _CONFIRMED
         self._events.append(LeaseChanged(lease.id, lease.term, reason))
+
+    def _remember(self, id_: LeaseId, ended: Ended) -> None:
+        self._ended.pop(id_, None)
+        self._ended[id_] = ended
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def _end(self, lease: Lease, reason: Reason, now: float) -> None:
         for held in list(lease.entries.values()):
@@ -263,9 +256,11 @@ class Ledger:
             down=entry.alive is not True,
             proven=entry.alive is not None,
         )
-        self._removed.pop((lease.id, ref), None)
         lease.owner = lease.owner or ("" if operator else entry.owner)
-        self._put(lease, held, now)
+        self._put(lease, held)
+        if old is not None and old.silent:
+            self._note(held, Reason.RECOVERED)
+        self._supersede(lease, held, now)
         return held
 
     def _patience(self, lease: Lease, entry: Entry) -> tuple[float, float]:
@@ -279,13 +274,12 @@ class Ledger:
             remove / 1000 if remove else self.timings.remove_after,
         )
 
-    def _put(self, lease: Lease, held: Held, now: float, new: Reason = Reason.REGISTERED) -> None:
+    def _put(self, lease: Lease, held: Held, new: Reason = Reason.REGISTERED) -> None:
         """Have a lease hold an entry, in the place of what it said before.
 
         Args:
             lease: holds it.
             held: the entry.
-            now: attentive time.
             new: why, of an entry that it did not hold before.
         """
         ref = held.entry.ref
@@ -294,16 +288,14 @@ class Ledger:
         lease.entries[ref] = held
         if held.down != (ref in lease.down):
             lease.down ^= {ref}
-        group = self.groups.add(held)
-        # After a restart nobody is attached yet, and who was before whom is not known from that.
-        if new is not Reason.RESTORED and held.kind in {Kind.SESSION, Kind.HTTP}:
-            self._supersede(lease, group, held, now)
+        self.groups.add(held)
+        self._removed.pop((lease.id, ref), None)
         if held.kind is Kind.CHECKER:
             if old is None or old.down != held.down:
                 self._note(held, Reason.CHECK_FAILED if held.down else Reason.CHECK_PASSED)
         elif old is None:
             self._note(held, new)
-        elif old.entry != held.entry or (old.silent and not held.silent):
+        elif old.entry != held.entry:
             self._note(held, Reason.UPDATED)
         self._changed_entry(lease, ref)
 
@@ -320,22 +312,24 @@ class Ledger:
             at = (entry.service_key, entry.ip, entry.port)
             return any((h.entry.service_key, h.entry.ip, h.entry.port) == at for h in group.held.values())
         return any(
-            held.lease == id_
-            or held.entry == entry
-            or (held.kind is Kind.SESSION and not self._is_held(held))
+            held.lease == id_ or held.entry == entry or (id_ != DEFINITIONS and self._makes_way(held))
             for held in group.held.values()
         )
 
-    def _is_held(self, held: Held) -> bool:
+    def _makes_way(self, held: Held) -> bool:
         lease = self._leases[held.lease]
-        return lease.holder is not None or lease.attached
+        return held.kind is Kind.SESSION and lease.holder is None and not lease.attached
 
-    def _supersede(self, lease: Lease, group: Group, held: Held, now: float) -> None:
+    def _supersede(self, lease: Lease, held: Held, now: float) -> None:
         """Let go of what an earlier process at the same endpoint left behind, once its session is gone.
 
-        Only of one's own leases: another replica does so with its own when it hears of the newer entry.
+        Only of one's own leases: another replica does so with its own when it hears of the newer entry. And
+        only by what somebody says now: after a restart nobody holds anything yet, and all may come back.
         """
         entry = held.entry
+        group = self.groups.get(group_key(entry.ref))
+        if group is None or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP):
+            return
         for (other_id, _), other in list(group.held.items()):
             same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
             if other_id != lease.id and same and other.kind is Kind.SESSION and other.order < held.order:
@@ -348,7 +342,7 @@ class Ledger:
     def _let_go(self, lease: Lease, held: Held, reason: Reason, now: float) -> None:
         ref = held.entry.ref
         del lease.entries[ref]
-        if lease.kind is Kind.HTTP:
+        if lease.kind is Kind.HTTP and reason not in _NO_ENDS:
             self._removed[lease.id, ref] = now
             if len(self._removed) > MAX_ENDED:
                 del self._removed[next(iter(self._removed))]
@@ -450,10 +444,12 @@ class Ledger:
             self._note(held, Reason.APPLICATION_DOWN if down else Reason.APPLICATION_UP)
             self._changed_entry(lease, held.entry.ref)
 
-    def _watch(self, lease: Lease) -> None:
-        deadline = lease.deadline() if lease.origin == self.ordinal else None
-        if deadline is not None:
-            self._events.append(Deadline(lease.id, deadline))
+    def _watch(self, lease: Lease, entries: Iterable[Held] | None = None) -> None:
+        """Have a lease looked at when the first of its entries, or of those given, will be silent."""
+        if lease.origin == self.ordinal and lease.expires:
+            deadline = lease.deadline(lease.entries.values() if entries is None else entries)
+            if deadline is not None:
+                self._events.append(Deadline(lease.id, deadline))
 
     # --- what comes of it ------------------------------------------------------------------------------
 

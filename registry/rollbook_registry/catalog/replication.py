@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rollbook_registry.catalog.events import LeaseChanged, Reason, Written
 from rollbook_registry.catalog.leases import Held, Kind, Lease
-from rollbook_registry.catalog.ledger import Ledger
+from rollbook_registry.catalog.ledger import Ended, Ledger
 from rollbook_registry.catalog.records import YIELDED
 
 if TYPE_CHECKING:
@@ -118,11 +118,14 @@ class ReplicatedLedger(Ledger):
         if lease is not None and lease.origin != origin and not _beats(write, origin, lease):
             return Replicated.OLDER
         if write.ended:
-            if lease is not None and lease.origin == origin:
-                self._end_foreign(lease, write, now)
+            self._hear_of_end(lease, write, origin, now)
             return Replicated.TAKEN
         if not write.whole and (lease is None or lease.origin != origin):
             return Replicated.NEEDS_WHOLE
+        self._take(lease, write, origin, now)
+        return Replicated.TAKEN
+
+    def _take(self, lease: Lease | None, write: LeaseWrite, origin: int, now: float) -> None:
         if write.kind is Kind.OPERATOR:
             self._epoch = max(self._epoch, write.epoch)
         if lease is not None and lease.origin == self.ordinal:
@@ -135,16 +138,22 @@ class ReplicatedLedger(Ledger):
         self._follow(lease, write, origin, now)
         if complete:
             self._operators_superseded_by(lease, now)
-        return Replicated.TAKEN
 
-    def _end_foreign(self, lease: Lease, write: LeaseWrite, now: float) -> None:
-        if write.yielded:
+    def _hear_of_end(self, lease: Lease | None, write: LeaseWrite, origin: int, now: float) -> None:
+        known = self._ended.get(write.id)
+        later = known is None or known.term < write.term
+        if lease is None:
+            if later and not write.yielded:
+                # For what others, who have not heard of it yet, may still say.
+                self._remember(write.id, Ended(write.term, now, write.owner))
+        elif lease.origin == origin and write.yielded and later:
             # Somebody else has it, whose word has not come yet; until then nothing of it may be missed.
             self._freeze(lease, orphan=True)
             lease.attached = False
-            return
-        lease.term, lease.n = write.version
-        self._end(lease, _reason(write, Reason.RELEASED), now)
+        elif lease.origin == origin:
+            # It is over; or whoever it was yielded to has ended it already.
+            lease.term, lease.n = write.version
+            self._end(lease, _reason(write, Reason.RELEASED), now)
 
     def _yield(self, lease: Lease, write: LeaseWrite, origin: int) -> None:
         """Give an own lease up to the replica that its client went to; what it holds stays where it is."""
@@ -154,6 +163,7 @@ class ReplicatedLedger(Ledger):
         self._events.append(LeaseChanged(lease.id, write.term, Reason.YIELDED))
         lease.holder = None
         lease.origin = origin
+        lease.protected = False
 
     def _follow(self, lease: Lease, write: LeaseWrite, origin: int, now: float) -> None:
         """Bring another replica's lease to where its owner has it."""
@@ -182,7 +192,9 @@ class ReplicatedLedger(Ledger):
                 self._note(old, Reason.SILENT if record.silent else Reason.RECOVERED)
             if old.down != record.down:
                 self._note(old, Reason.APPLICATION_DOWN if record.down else Reason.APPLICATION_UP)
-        self._put(lease, self._held(lease, record, now), now)
+        held = self._held(lease, record, now)
+        self._put(lease, held)
+        self._supersede(lease, held, now)
 
     def _held(self, lease: Lease, record: EntryRecord, now: float) -> Held:
         unhealthy_after, remove_after = self._patience(lease, record.entry)
@@ -222,7 +234,7 @@ class ReplicatedLedger(Ledger):
         for record in write.put:
             if not record.entry.owner or record.entry.owner not in self.pods:
                 self._order = max(self._order, record.order)
-                self._put(lease, self._held(lease, record, now), now, Reason.RESTORED)
+                self._put(lease, self._held(lease, record, now), Reason.RESTORED)
         if own and not lease.entries:
             self._forget_lease(lease, Reason.RESTORED, now)
             return

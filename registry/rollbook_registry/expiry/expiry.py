@@ -23,7 +23,6 @@ class Expiry:
     def __init__(self, catalog: Catalog, wheel: Wheel[LeaseId], protection: Protection) -> None:
         self._catalog = catalog
         self._wheel = wheel
-        self._confirmed = 0
         self.protection = protection
 
     def watch(self, lease: LeaseId, at: float) -> None:
@@ -33,20 +32,20 @@ class Expiry:
     def turn(self, now: float) -> None:
         """Look at everybody whose deadline has come."""
         catalog, protection = self._catalog, self.protection
-        protection.confirm(catalog.confirmed - self._confirmed)
-        self._confirmed = catalog.confirmed
-        overdue = []
+        again = protection.due(now)
+        # Some beat, or were taken out, while they were kept.
+        overdue = {lease: None for lease in again if catalog.overdue(lease, now)}
         for lease in self._wheel.advance(now):
-            if catalog.overdue(lease, now):
-                overdue.append(lease)
-            else:
+            if not catalog.overdue(lease, now):
                 catalog.expire(lease, now)
-        again = protection.active and now >= protection.window_ends
+            elif not again and protection.keeps(lease):
+                catalog.expire(lease, now, remove=False)
+            else:
+                overdue[lease] = None
         if not overdue and not again:
             return
-        judged = protection.judge(overdue, leases=lambda: sum(1 for _ in catalog.own()), now=now)
+        judged = protection.judge(list(overdue), leases=catalog.speaking, now=now)
         for lease in judged.out:
             catalog.expire(lease, now)
         for lease in judged.kept:
             catalog.expire(lease, now, remove=False)
-            self._wheel.add(lease, protection.window_ends)

@@ -56,49 +56,58 @@ class Protection:
         self._rng = rng
         self._ends: float | None = None
         self._base = 0
-        self._confirmed = 0
         self._spent = 0
-        self.kept = 0
-        """How many are kept though they are overdue, as of the last look."""
+        self._kept: dict[LeaseId, None] = {}
+
+    @property
+    def kept(self) -> int:
+        """How many leases of this window were kept though they were overdue."""
+        return len(self._kept)
 
     @property
     def active(self) -> bool:
         """Whether somebody is kept who would otherwise be out."""
-        return self.kept > 0
+        return bool(self._kept)
 
-    @property
-    def window_ends(self) -> float:
-        """Attentive time at which the next window begins; 0 before the first."""
-        return self._ends or 0.0
+    def keeps(self, id_: LeaseId) -> bool:
+        """Whether a lease was overdue before in this window, and kept."""
+        return id_ in self._kept
 
-    @property
-    def budget(self) -> int:
-        """How many more may end by silence in this window."""
-        base = max(0, self._base - self._confirmed)
-        return max(self._limits.floor, math.floor(self._limits.share * base)) - self._spent
-
-    def confirm(self, count: int) -> None:
-        """Take notice of leases that ended otherwise than by silence."""
-        self._confirmed += count
+    def due(self, now: float) -> list[LeaseId]:
+        """Who was kept until now, when their window has ended: they are to be judged again."""
+        return list(self._kept) if self._is_over(now) else []
 
     def judge(self, overdue: Sequence[LeaseId], *, leases: Callable[[], int], now: float) -> Judged:
         """Say who of the overdue goes.
 
         Args:
-            overdue: leases that have been silent for too long; those that are kept come again at the end of
-                the window, with whoever is overdue by then.
-            leases: counts the leases that there are, the overdue included; asked once a window.
+            overdue: leases that have been silent for too long.
+            leases: counts the leases that silence may end, the overdue included.
             now: attentive time.
         """
-        if self._ends is None or now >= self._ends:
+        if self._is_over(now):
             self._ends = now + self._limits.window
-            self._base, self._confirmed, self._spent = leases(), 0, 0
-            self.kept = 0
-        left = max(0, self.budget)
+            self._base, self._spent = leases(), 0
+            self._kept = {}
+        left = self._left(len(overdue), leases)
         chosen = list(overdue)
         if len(chosen) > left:
             self._rng.shuffle(chosen)
         out, kept = chosen[:left], chosen[left:]
         self._spent += len(out)
-        self.kept += len(kept)
+        self._kept.update(dict.fromkeys(kept))
         return Judged(out, kept)
+
+    def _is_over(self, now: float) -> bool:
+        return self._ends is None or now >= self._ends
+
+    def _left(self, wanted: int, leases: Callable[[], int]) -> int:
+        """How many of those wanted may go."""
+        if self._limits.share >= 1:
+            return wanted
+        left = self._limits.floor - self._spent
+        if left < wanted:
+            # Whoever is gone without having been struck out was confirmed to be: that makes the base smaller.
+            base = min(self._base, leases() + self._spent)
+            left = max(left, math.floor(self._limits.share * base) - self._spent)
+        return max(0, left)
