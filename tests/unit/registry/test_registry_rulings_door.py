@@ -251,7 +251,7 @@ async def test_the_last_lifes_verdict_stands_until_checks_contradict_it(start, t
 
 
 async def test_an_override_outlives_the_pods_end_only_until_the_next_life(start, tmp_path):
-    first = await start()
+    first = await start(store_timeout=0.5)
     await first.request("POST", f"{INSTANCES}/10.0.0.1:8080:DEFAULT:u/offline")
     with store_away(tmp_path):
         first.book.apply(lambda c, now: c.fence_pods([frames.GonePod(uid="u")], now))

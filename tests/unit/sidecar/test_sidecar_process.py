@@ -129,6 +129,8 @@ async def test_the_whole_way_with_a_real_registry(start, get, free_port, tmp_pat
         await get(caller, "/services/orders", lambda r, _: r.headers.get("X-Rollbook-Stale") == "false")
         await get(http_port, "/services/orders", lists(True))
 
+        await get(provider, "/services/orders", lambda r, _: r.headers.get("X-Rollbook-Stale") == "false")
+
         # Draining: when the hook answers, the other sidecar does not list it any more.
         _, drained = await get(hooks, "/drain/wait", headers={"X-Rollbook-Drain": "0123abcd"})
         assert drained["outcome"] == "acknowledged"
