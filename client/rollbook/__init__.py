@@ -13,18 +13,30 @@ from typing import TYPE_CHECKING, Any
 
 from rollbook.model import Entry, EntryRef, Instance
 from rollbook.names import ServiceKey
+from rollbook.patterns import Pattern
 from rollbook.problems import Problem
 
 if TYPE_CHECKING:
-    from rollbook.client import Client, Subscription
+    from rollbook.client import Client, Matching, Subscription
 
-__all__ = ["Client", "Entry", "EntryRef", "Instance", "Problem", "ServiceKey", "Subscription", "__version__"]
+__all__ = [
+    "Client",
+    "Entry",
+    "EntryRef",
+    "Instance",
+    "Matching",
+    "Pattern",
+    "Problem",
+    "ServiceKey",
+    "Subscription",
+    "__version__",
+]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"Client", "Subscription"}:
+    if name in {"Client", "Matching", "Subscription"}:
         from rollbook import client  # noqa: PLC0415  # aiohttp costs 100 ms that most importers need not pay
 
         return getattr(client, name)

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from rollbook import frames, session
+from rollbook import frames, patterns, session
 from rollbook.balance import SmoothWeightedRoundRobin, eligible
 from rollbook.clock import AttentiveClock
 from rollbook.limits import MAX_FRAME_BYTES
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from rollbook.balance import Strategy
     from rollbook.model import Entry, EntryRef, Instance
+    from rollbook.patterns import Pattern
     from rollbook.view import View
 
 log = logging.getLogger("rollbook.client")
@@ -147,6 +148,57 @@ class Subscription:
         changed.set()
 
 
+class Matching:
+    """All services that match a pattern, each with its list, current for as long as the client is open.
+
+    A service is among them from its first instance until it has been empty for so long that the registry lets
+    go of it (``--empty-service-after``); an empty list before that is no reason to forget the service. One
+    that comes back after that comes as a new :class:`Subscription`. What is subscribed by name and matches is
+    among them too.
+    """
+
+    def __init__(self, pattern: Pattern, find: Callable[[Pattern], dict[ServiceKey, Subscription]]) -> None:
+        self.pattern = pattern
+        self.problem: Problem | None = None
+        """Why the pattern, or some of the services that match, are not followed; ``None`` if all are."""
+        self._find = find
+        self._changed = asyncio.Event()
+        self._answered = asyncio.Event()
+
+    @property
+    def services(self) -> dict[ServiceKey, Subscription]:
+        """The services of now."""
+        return self._find(self.pattern)
+
+    async def wait_for(
+        self, condition: Callable[[dict[ServiceKey, Subscription]], bool]
+    ) -> dict[ServiceKey, Subscription]:
+        """Wait until the services satisfy a condition, and return them."""
+        while not condition(services := self.services):
+            await self.changed()
+        return services
+
+    async def changed(self) -> None:
+        """Wait until a service comes or goes."""
+        await self._changed.wait()
+
+    async def __aiter__(self) -> AsyncIterator[dict[ServiceKey, Subscription]]:
+        """Yield the services now, and after each that comes or goes; changes in between are merged."""
+        while True:
+            changed = self._changed
+            yield self.services
+            await changed.wait()
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _answer(self, problem: Problem | None) -> None:
+        self.problem = problem
+        self._answered.set()
+        self._notify()
+
+
 class Client:
     """A session with one of several registries.
 
@@ -182,6 +234,7 @@ class Client:
         self.session = session.Session(lease or LeaseId(secrets.token_hex(16)), kind=kind, epoch=epoch)
         self._rng.shuffle(self._urls)
         self._subscriptions: dict[ServiceKey, Subscription] = {}
+        self._matchings: dict[Pattern, Matching] = {}
         self._waiting: dict[int, asyncio.Future[frames.Done]] = {}
         self._confirming: dict[EntryRef, asyncio.Future[None]] = {}
         self._ws: aiohttp.ClientWebSocketResponse | None = None
@@ -317,19 +370,65 @@ class Client:
 
     def follow(self, service: ServiceKey, strategy: Strategy | None = None) -> Subscription:
         """As :meth:`subscribe`, without waiting for the first list."""
-        subscription = self._subscriptions.get(service)
-        if subscription is None:
-            subscription = Subscription(
-                self.session.subscribe(service), strategy or SmoothWeightedRoundRobin()
-            )
-            self._subscriptions[service] = subscription
-            self._flush()
+        view = self.session.subscribe(service)
+        subscription = self._subscription(view, strategy)
+        self._flush()
         return subscription
 
     def unfollow(self, service: ServiceKey) -> None:
-        """Stop following a service."""
-        if self._subscriptions.pop(service, None) is not None:
+        """Stop following a service; a pattern that matches goes on following it."""
+        if service in self._subscriptions:
             self.session.unsubscribe(service)
+            if service not in self.session.views:
+                del self._subscriptions[service]
+            self._flush()
+
+    async def subscribe_matching(
+        self, pattern: str, *, namespace: str = DEFAULT_NAMESPACE, group: str = DEFAULT_GROUP
+    ) -> Matching:
+        """Follow all services that match a pattern; returns when the lists of those of now have come.
+
+        ::
+
+            shops = await client.subscribe_matching("shop-*", group="*")
+            async for services in shops:
+                print(*services)
+
+        Args:
+            pattern: of the name; ``*`` stands for any run of characters.
+            namespace: theirs, exactly.
+            group: theirs, or a pattern.
+
+        Raises:
+            Problem: 400 ``bad_value``; 429 ``limit_reached`` if the registry will not have so many patterns,
+                or services, followed by one session. Nothing is followed then.
+        """
+        wanted = patterns.pattern(pattern, namespace=namespace, group=group)
+        matching = self.follow_matching(wanted)
+        await matching._answered.wait()  # noqa: SLF001  # one class in two parts
+        if matching.problem is not None:
+            self.unfollow_matching(wanted)
+            raise matching.problem
+        for service, subscription in matching.services.items():
+            while not subscription.view.known and self._subscriptions.get(service) is subscription:
+                await subscription.changed()
+        return matching
+
+    def follow_matching(self, pattern: Pattern) -> Matching:
+        """As :meth:`subscribe_matching`, without waiting, and with as many services as may be followed."""
+        matching = self._matchings.get(pattern)
+        if matching is None:
+            matching = self._matchings[pattern] = Matching(pattern, self._find)
+            self.session.follow(pattern)
+            self._flush()
+        return matching
+
+    def unfollow_matching(self, pattern: Pattern) -> None:
+        """Stop following a pattern; services that are subscribed or match another stay."""
+        if self._matchings.pop(pattern, None) is not None:
+            self.session.unfollow(pattern)
+            for service in [s for s in self._subscriptions if s not in self.session.views]:
+                del self._subscriptions[service]
             self._flush()
 
     def refresh(self, service: ServiceKey) -> None:
@@ -368,6 +467,22 @@ class Client:
 
     # --- inside ----------------------------------------------------------------------------------------
 
+    def _subscription(self, view: View, strategy: Strategy | None = None) -> Subscription:
+        subscription = self._subscriptions.get(view.service)
+        if subscription is None:
+            subscription = Subscription(view, strategy or SmoothWeightedRoundRobin())
+            self._subscriptions[view.service] = subscription
+        return subscription
+
+    def _find(self, pattern: Pattern) -> dict[ServiceKey, Subscription]:
+        views = self.session.views
+        return {s: self._subscription(view) for s, view in views.items() if pattern.matches(s)}
+
+    def _came_or_went(self, service: ServiceKey) -> None:
+        for pattern, matching in self._matchings.items():
+            if pattern.matches(service):
+                matching._notify()  # noqa: SLF001  # one class in two parts
+
     def _answer(self, id_: int) -> Awaitable[frames.Done]:
         future: asyncio.Future[frames.Done] = asyncio.get_running_loop().create_future()
         self._waiting[id_] = future
@@ -381,9 +496,8 @@ class Client:
     def _dispatch(self) -> None:
         for event in self.session.take_events():
             match event:
-                case session.ListChanged(service):
-                    if service in self._subscriptions:
-                        self._subscriptions[service]._notify()  # noqa: SLF001  # one class in two parts
+                case session.ListChanged() | session.Found() | session.Lost() | session.PatternAnswered():
+                    self._on_list(event)
                 case session.Confirmed(refs):
                     for ref in refs:
                         self._settle(ref, None)
@@ -395,6 +509,24 @@ class Client:
                     pass
             for listener in self._listeners:
                 listener(event)
+
+    def _on_list(
+        self, event: session.ListChanged | session.Found | session.Lost | session.PatternAnswered
+    ) -> None:
+        match event:
+            case session.ListChanged(service):
+                if service in self._subscriptions:
+                    self._subscriptions[service]._notify()  # noqa: SLF001  # one class in two parts
+            case session.Found(service):
+                self._came_or_went(service)
+            case session.Lost(service):
+                lost = self._subscriptions.pop(service, None)
+                if lost is not None:
+                    lost._notify()  # noqa: SLF001  # one class in two parts
+                self._came_or_went(service)
+            case session.PatternAnswered(pattern, problem):
+                if pattern in self._matchings:
+                    self._matchings[pattern]._answer(problem)  # noqa: SLF001  # one class in two parts
 
     def _answered(self, event: session.Answered) -> None:
         waiting = self._waiting.pop(event.id, None)

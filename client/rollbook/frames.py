@@ -120,15 +120,54 @@ class Subscribe(ServiceFrame, frozen=True, kw_only=True):
     Attributes:
         revision: of the list that the client still holds, if any.
         digest: of that list; an equal one is answered ``current``.
+        named: whether the service itself is wanted. False compares a list that a pattern brought, without
+            a wish to have it beyond that; if it is followed no more, ``vanished`` says so.
     """
 
     id: int
     revision: str = ""
     digest: str = ""
+    named: bool = True
 
 
 class Unsubscribe(ServiceFrame, frozen=True, kw_only=True):
-    """Ends a subscription; an unknown one is no error."""
+    """Ends a subscription; an unknown one is no error. A pattern that matches goes on following."""
+
+
+class Held(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """A list that a follower of a pattern holds already, as ``subscribe`` says it of one service."""
+
+    service: str
+    group: str = DEFAULT_GROUP
+    revision: str = ""
+    digest: str = ""
+
+
+class PatternFrame(Frame, frozen=True, kw_only=True):
+    """A frame about a pattern, see :mod:`rollbook.patterns`; the namespace is exact."""
+
+    pattern: str
+    namespace: str = DEFAULT_NAMESPACE
+    group: str = DEFAULT_GROUP
+
+
+class Follow(PatternFrame, frozen=True, kw_only=True):
+    """Asks for the lists of all services that match, those that are there and those to come.
+
+    Said again of the same pattern, it adds to ``held``: who holds very many lists offers them in several.
+
+    Attributes:
+        held: lists that the client still holds, and has by this pattern alone.
+    """
+
+    id: int
+    held: list[Held] = []
+
+
+class Unfollow(PatternFrame, frozen=True, kw_only=True):
+    """Follows a pattern no more; what is subscribed by name, or matches another, stays."""
 
 
 class Ack(ServiceFrame, frozen=True, kw_only=True):
@@ -265,6 +304,29 @@ class Current(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=Fal
     protect_threshold: float | None = None
 
 
+class Followed(Frame, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """Answers ``follow``; the lists come as they do for any subscription.
+
+    Attributes:
+        services: the (group, service) pairs that match at present, and are followed.
+        problem: why others that match are not, if there are any.
+    """
+
+    id: int
+    services: list[tuple[str, str]]
+    problem: ProblemDetails | None = None
+
+
+class Vanished(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """The service has been empty for so long that it is in the book no more; only a pattern followed it."""
+
+
+class Omitted(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """A service that matches a pattern, and is new or was held, is not followed, and this is why."""
+
+    problem: ProblemDetails
+
+
 class Delta(ServiceFrame, frozen=True, kw_only=True, forbid_unknown_fields=False):
     """What changed between two revisions. ``put`` comes before ``drop``: a roll-out never shows nothing.
 
@@ -321,6 +383,8 @@ Request = (
     | Release
     | Subscribe
     | Unsubscribe
+    | Follow
+    | Unfollow
     | Ack
     | Ping
     | Barrier
@@ -330,7 +394,22 @@ Request = (
 )
 """What a client may send."""
 
-Answer = Attached | Done | Refused | LeaseEnded | Snapshot | Current | Delta | Settled | Gone | Pong | Goodbye
+Answer = (
+    Attached
+    | Done
+    | Refused
+    | LeaseEnded
+    | Snapshot
+    | Current
+    | Delta
+    | Followed
+    | Vanished
+    | Omitted
+    | Settled
+    | Gone
+    | Pong
+    | Goodbye
+)
 """What a registry may send."""
 
 

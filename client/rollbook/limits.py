@@ -25,6 +25,9 @@ MAX_ENTRIES_PER_FRAME: Final = 10_000
 MAX_SERVICES_PER_BARRIER: Final = 1000
 """Services that one ``barrier`` frame may name."""
 
+MAX_HELD_PER_FRAME: Final = 1000
+"""Lists that one ``follow`` frame may offer; clients split above it, which keeps it below the next limit."""
+
 MAX_FRAME_BYTES: Final = 4 * 1024 * 1024
 """Bytes of one session frame that the registry reads."""
 

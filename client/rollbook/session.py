@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from rollbook import frames
-from rollbook.limits import MAX_ENTRIES_PER_FRAME
+from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_HELD_PER_FRAME
 from rollbook.names import ServiceKey
 from rollbook.problems import Problem, from_details
 from rollbook.view import Change, OutOfStep, View
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rollbook.model import Entry, EntryRef
     from rollbook.names import LeaseId
+    from rollbook.patterns import Pattern
 
 PING_AFTER: Final = 2.0
 """Seconds without a frame from the registry after which it is pinged."""
@@ -88,13 +89,51 @@ class NotListed(NamedTuple):
     problem: Problem
 
 
+class Found(NamedTuple):
+    """A service that matches a pattern is followed from now on; its list comes with :class:`ListChanged`.
+
+    Told once, when it is first followed, for whatever reason; a pattern that comes later finds it among
+    the views.
+    """
+
+    service: ServiceKey
+
+
+class Lost(NamedTuple):
+    """A service that only patterns followed is in the book no more, and followed no more."""
+
+    service: ServiceKey
+
+
+class PatternAnswered(NamedTuple):
+    """All services that match at present are known by name; or why the pattern, or some, are not followed.
+
+    A pattern that was refused is asked for again at the next connection, until it is unfollowed.
+    """
+
+    pattern: Pattern
+    problem: Problem | None
+
+
 class Rebooted(NamedTuple):
     """The registry is another one, or another life of the same."""
 
     boot: str
 
 
-Event = ListChanged | NotListed | Answered | Confirmed | Rejected | LeaseRefused | Ended | Rebooted
+Event = (
+    ListChanged
+    | NotListed
+    | Found
+    | Lost
+    | PatternAnswered
+    | Answered
+    | Confirmed
+    | Rejected
+    | LeaseRefused
+    | Ended
+    | Rebooted
+)
 
 
 class _Offer(NamedTuple):
@@ -121,7 +160,11 @@ class _Question(NamedTuple):
     service: ServiceKey
 
 
-_Pending = _Offer | _Withdrawal | _PodsClosed | _PodsFenced | _SyncTold | _Question | None
+class _PatternQuestion(NamedTuple):
+    pattern: Pattern
+
+
+_Pending = _Offer | _Withdrawal | _PodsClosed | _PodsFenced | _SyncTold | _Question | _PatternQuestion | None
 
 
 class Session:
@@ -144,6 +187,10 @@ class Session:
         self.dead = False
         self.entries: dict[EntryRef, Entry] = {}
         self.views: dict[ServiceKey, View] = {}
+        """The lists that are followed, by name or because they match a pattern."""
+        self.patterns: dict[Pattern, None] = {}
+        """The patterns that are followed."""
+        self._named: set[ServiceKey] = set()
         self._connected = False
         self._attaching = False
         self._confirmed: set[EntryRef] = set()
@@ -205,18 +252,41 @@ class Session:
 
     def subscribe(self, service: ServiceKey) -> View:
         """Want a service's list, and all changes to it."""
-        view = self.views.get(service)
-        if view is None:
-            view = self.views[service] = View(service)
+        view = self.views.get(service) or self._add_view(service)
+        if service not in self._named:
+            self._named.add(service)
             if self._connected:
                 self._ask(view)
         return view
 
     def unsubscribe(self, service: ServiceKey) -> None:
-        """Stop wanting it."""
-        if self.views.pop(service, None) is not None and self._connected:
+        """Stop wanting it; where a pattern matches it, it goes on being followed for that."""
+        if service not in self._named:
+            return
+        self._named.discard(service)
+        if not self._matched(service):
+            del self.views[service]
+        if self._connected:
             namespace, group, name = service
             self._frames.append(frames.Unsubscribe(namespace=namespace, group=group, service=name))
+
+    def follow(self, pattern: Pattern) -> None:
+        """Want the lists of all services that match, those that are there and those to come."""
+        if pattern not in self.patterns:
+            self.patterns[pattern] = None
+            if self._connected:
+                self._ask_pattern(pattern, {})
+
+    def unfollow(self, pattern: Pattern) -> None:
+        """Stop wanting them, except those that are subscribed or match another pattern."""
+        if pattern not in self.patterns:
+            return
+        del self.patterns[pattern]
+        for service in [s for s in self.views if self._brought(s) and not self._matched(s)]:
+            del self.views[service]
+        if self._connected:
+            namespace, group, name = pattern
+            self._frames.append(frames.Unfollow(namespace=namespace, group=group, pattern=name))
 
     def refresh(self, service: ServiceKey) -> None:
         """Compare a list with the registry's (the safety net beneath the deltas)."""
@@ -275,7 +345,11 @@ class Session:
             self._attach()
         for view in self.views.values():
             view.unsettle()
-            self._ask(view)
+        for service in self._named:
+            self._ask(self.views[service])
+        offered: dict[ServiceKey, None] = {}
+        for pattern in self.patterns:
+            self._ask_pattern(pattern, offered)
 
     def disconnected(self) -> None:  # one arm a kind of request
         """The connection is gone; what was asked and not answered is asked again next time."""
@@ -307,6 +381,14 @@ class Session:
         match frame:
             case frames.Delta() | frames.Snapshot() | frames.Current():
                 self._list_frame(frame)
+            case frames.Followed():
+                self._on_followed(frame)
+            case frames.Vanished():
+                self._on_vanished(ServiceKey(frame.namespace, frame.group, frame.service))
+            case frames.Omitted():
+                service = ServiceKey(frame.namespace, frame.group, frame.service)
+                self._events.append(NotListed(service, from_details(frame.problem)))
+                self._on_vanished(service)
             case frames.Attached():
                 self._on_attached(frame, now)
             case frames.Done():
@@ -422,8 +504,80 @@ class Session:
                 service=name,
                 revision=view.revision if held else "",
                 digest=view.digest if held else "",
+                named=view.service in self._named,
             )
         )
+
+    # --- patterns --------------------------------------------------------------------------------------
+
+    def _matched(self, service: ServiceKey) -> bool:
+        return any(pattern.matches(service) for pattern in self.patterns)
+
+    def _brought(self, service: ServiceKey) -> bool:
+        """Say whether a service that is followed is so because of patterns alone."""
+        return service not in self._named
+
+    def _add_view(self, service: ServiceKey) -> View:
+        view = self.views[service] = View(service)
+        if self._matched(service):
+            self._events.append(Found(service))
+        return view
+
+    def _ask_pattern(self, pattern: Pattern, offered: dict[ServiceKey, None]) -> None:
+        """Follow a pattern, saying what is held already and was not offered with another one."""
+        namespace, group, name = pattern
+        held = []
+        for service, view in self.views.items():
+            if self._brought(service) and view.known and service not in offered and pattern.matches(service):
+                offered[service] = None
+                held.append(
+                    frames.Held(
+                        service=service.name, group=service.group, revision=view.revision, digest=view.digest
+                    )
+                )
+        for start in range(0, max(1, len(held)), MAX_HELD_PER_FRAME):
+            self._frames.append(
+                frames.Follow(
+                    id=self._id(_PatternQuestion(pattern)),
+                    namespace=namespace,
+                    group=group,
+                    pattern=name,
+                    held=held[start : start + MAX_HELD_PER_FRAME],
+                )
+            )
+
+    def _on_followed(self, frame: frames.Followed) -> None:
+        what = self._pending.pop(frame.id, None)
+        if not isinstance(what, _PatternQuestion) or what.pattern not in self.patterns:
+            return
+        pattern = what.pattern
+        there = {ServiceKey(pattern.namespace, group, name) for group, name in frame.services}
+        for service in there:
+            if service not in self.views:
+                self._add_view(service)
+        # What was named, but vanished before its list came, nobody will tell of.
+        for service, view in list(self.views.items()):
+            if (
+                not view.known
+                and service not in there
+                and self._brought(service)
+                and pattern.matches(service)
+            ):
+                self._on_vanished(service)
+        if what not in self._pending.values():
+            problem = from_details(frame.problem) if frame.problem is not None else None
+            self._events.append(PatternAnswered(pattern, problem))
+
+    def _on_vanished(self, service: ServiceKey) -> None:
+        self._pending.pop(self._questions.pop(service, 0), None)
+        # One that has been subscribed meanwhile is asked for already.
+        if service in self.views and self._brought(service):
+            change = self.views.pop(service).vanish()
+            if change:
+                self._events.append(ListChanged(service, change, 0.0))
+            self._events.append(Lost(service))
+
+    # --- entries ---------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         """Ask for all that is wanted and not asked yet: additions before removals."""
@@ -491,6 +645,8 @@ class Session:
                 self._events.append(Answered(frame.id, None, problem))
             case _Question(service):
                 self._events.append(NotListed(service, problem))
+            case _PatternQuestion(pattern):
+                self._events.append(PatternAnswered(pattern, problem))
             case _ if frame.id == 0:
                 self._attaching = False
                 self._events.append(LeaseRefused(problem))
@@ -501,7 +657,9 @@ class Session:
         service = ServiceKey(frame.namespace, frame.group, frame.service)
         view = self.views.get(service)
         if view is None:
-            return
+            if not isinstance(frame, frames.Snapshot) or not self._matched(service):
+                return
+            view = self._add_view(service)
         self._pending.pop(self._questions.pop(service, 0), None)
         at = 0.0
         threshold = view.protect_threshold

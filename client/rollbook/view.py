@@ -146,6 +146,15 @@ class View:
             del self._held[key]
         return Change([], dropped)
 
+    def vanish(self) -> Change:
+        """Learn that the service is in the book no more."""
+        dropped = [i.key for i in self.instances]
+        self._book = {}
+        self._held = {}
+        self._digest = 0
+        self.revision = ""
+        return Change([], dropped)
+
     def unsettle(self) -> None:
         """Remember that the next registry's book may be younger than this list."""
         self.settled = False

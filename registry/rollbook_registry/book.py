@@ -25,6 +25,7 @@ from rollbook_registry.catalog import (
     Quotas,
     Reason,
     ServiceChanged,
+    ServiceForgotten,
     Timings,
     disagreements,
 )
@@ -92,6 +93,7 @@ class Book:
         self.outlet = Outlet(
             boot=self.boot,
             service=self.catalog.service,
+            services=self.catalog.services.within,
             wall=wall,
             clock=clock,
             pushed=self.metrics.push.observe,
@@ -219,12 +221,14 @@ class Book:
                     log.info("beat_not_registered", code=problem.code, detail=problem.detail)
                 await asyncio.sleep(0)
 
-    def _publish(self) -> None:
+    def _publish(self) -> None:  # noqa: C901  # one arm an event
         happened = []
         for event in self.catalog.take_events():
             match event:
                 case ServiceChanged():
                     self.outlet.changed(event)
+                case ServiceForgotten(service):
+                    self.outlet.forgotten(service)
                 case Deadline(lease, at):
                     self.expiry.watch(lease, at)
                 case Happened():

@@ -180,6 +180,9 @@ class BookCollector(Collector):
         subscribers = GaugeMetricFamily("rollbook_subscribers", "Subscriptions", labels=("transport",))
         subscribers.add_metric(("session",), self._book.outlet.subscriptions)
         yield subscribers
+        yield GaugeMetricFamily(
+            "rollbook_patterns", "Patterns that sessions follow", value=self._book.outlet.patterns
+        )
         pods = self._book.catalog.pods
         yield GaugeMetricFamily("rollbook_pods_closed", "Pods that are terminating", value=pods.closed)
         yield GaugeMetricFamily("rollbook_pods_fenced", "Pods remembered as gone", value=pods.fenced)

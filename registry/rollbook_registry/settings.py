@@ -271,6 +271,13 @@ class RegistrySettings:
     max_subscriptions: int = setting(
         10_000, "Subscriptions that one session may hold.", minimum=1, maximum=1_000_000
     )
+    max_patterns: int = setting(
+        100,
+        "Patterns of service names that one session may follow; the services that they bring count as "
+        "subscriptions.",
+        minimum=0,
+        maximum=10_000,
+    )
     max_entries: int = setting(20_000, "Instances that one session may hold.", minimum=1, maximum=1_000_000)
     idle_timeout: float = setting(
         60.0,

@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from rollbook import frames
-from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_SERVICES_PER_BARRIER
+from rollbook import frames, patterns
+from rollbook.limits import (
+    MAX_ENTRIES_PER_FRAME,
+    MAX_FRAME_BYTES,
+    MAX_HELD_PER_FRAME,
+    MAX_SERVICES_PER_BARRIER,
+)
 from rollbook.model import check_entry, check_ref
-from rollbook.names import LeaseId, ServiceKey, check_id, check_ip, service_key
+from rollbook.names import LeaseId, ServiceKey, check_group, check_id, check_ip, check_service, service_key
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api.doors import identity
 from rollbook_registry.api.routes import Answer, Route
@@ -26,12 +31,13 @@ from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog import PodsMarked
 from rollbook_registry.catalog.leases import Kind, check_unreserved
 from rollbook_registry.connections import Connection
-from rollbook_registry.push import Subscriber
+from rollbook_registry.push import Offer, Subscriber
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from rollbook.model import Entry, EntryRef
+    from rollbook.patterns import Pattern
     from rollbook_registry.api.routes import Values
     from rollbook_registry.auth import Identity
     from rollbook_registry.book import Book
@@ -183,7 +189,12 @@ class Session:
         self._codec = frames.Codec(socket.ws_protocol or frames.MSGPACK)
         self._awake = asyncio.Event()
         self._written = asyncio.Event()
-        self.subscriber = Subscriber(self._codec, self._awake.set)
+        self.subscriber = Subscriber(
+            self._codec,
+            self._awake.set,
+            most=book.settings.max_subscriptions,
+            most_patterns=book.settings.max_patterns,
+        )
         self._answers: list[frames.Answer] = []
         self._lease: LeaseId | None = None
         self._operator = False
@@ -231,7 +242,7 @@ class Session:
     @property
     def follows(self) -> bool:
         """Whether it subscribes to anything."""
-        return bool(self.subscriber.positions)
+        return bool(self.subscriber.positions or self.subscriber.patterns)
 
     async def goodbye(self, reason: str) -> None:
         """Tell the client to go elsewhere, and close."""
@@ -324,6 +335,10 @@ class Session:
                 self.answer(frames.Pong(n=frame.n))
             case frames.Subscribe():
                 self._subscribe(frame)
+            case frames.Follow():
+                self._follow(frame)
+            case frames.Unfollow():
+                self._book.outlet.unfollow(self.subscriber, _pattern(frame))
             case frames.Unsubscribe():
                 self._book.outlet.unsubscribe(self.subscriber, _key(frame))
             case frames.Attach():
@@ -488,19 +503,48 @@ class Session:
 
     def _subscribe(self, frame: frames.Subscribe) -> None:
         key = _key(frame)
-        subscriber = self.subscriber
-        limit = self._book.settings.max_subscriptions
-        if key not in subscriber.positions and len(subscriber.positions) >= limit:
-            raise Problem(
-                "limit_reached", f"a session may hold at most {limit} subscriptions (--max-subscriptions)"
+        outlet = self._book.outlet
+        take_up = outlet.subscribe if frame.named else outlet.compare
+        take_up(self.subscriber, key, revision=frame.revision, digest=frame.digest)
+        self._tell_gone()
+        self._tell_current([key])
+
+    def _follow(self, frame: frames.Follow) -> None:
+        pattern = _pattern(frame)
+        held = {}
+        _count(frame.held, "held", MAX_HELD_PER_FRAME)
+        for n, offer in enumerate(frame.held):
+            key = ServiceKey(
+                pattern.namespace,
+                check_group(offer.group, f"held[{n}].group"),
+                check_service(offer.service, f"held[{n}].service"),
             )
+            if not pattern.matches(key):
+                raise bad_value(f"held[{n}]", str(key), f"a service that matches {pattern}")
+            held[key] = Offer(offer.revision, offer.digest)
+        found, problem = self._book.outlet.follow(self.subscriber, pattern, held)
+        self._tell_gone()
+        self.answer(
+            frames.Followed(
+                id=frame.id,
+                services=[(key.group, key.name) for key in found],
+                problem=problem.details() if problem else None,
+            )
+        )
+        self._tell_current(held)
+
+    def _tell_gone(self) -> None:
+        """Tell of pods that the book may never have shown, once, to who may hold them."""
         if not self._told_gone and self._book.gone:
             self._told_gone = True
             self.answer(frames.Gone(owners=list(self._book.gone)))
-        self._book.outlet.subscribe(subscriber, key, revision=frame.revision, digest=frame.digest)
-        current = self._book.outlet.current(key, subscriber)
-        if current is not None:
-            self.answer(current)
+
+    def _tell_current(self, keys: Iterable[ServiceKey]) -> None:
+        """Answer for those lists that the client holds as they are; the others are on their way."""
+        for key in keys:
+            current = self._book.outlet.current(key, self.subscriber)
+            if current is not None:
+                self.answer(current)
 
     def _put_up(self, frame: frames.Barrier) -> None:
         policy.may_write(self._who)
@@ -549,12 +593,19 @@ def _gone(pod: frames.GonePod, field: str) -> frames.GonePod:
     return frames.GonePod(uid=uid, ips=[check_ip(ip, f"{field}ips[{n}]") for n, ip in enumerate(pod.ips)])
 
 
-def _count(items: Iterable[Entry] | Iterable[EntryRef]) -> None:
-    count = sum(1 for _ in items)
-    if count > MAX_ENTRIES_PER_FRAME:
+def _count(
+    items: Collection[Entry | EntryRef | frames.Held],
+    field: str = "entries",
+    most: int = MAX_ENTRIES_PER_FRAME,
+) -> None:
+    if len(items) > most:
         raise Problem(
             "too_large",
-            f"{count} entries in one frame; at most {MAX_ENTRIES_PER_FRAME} are taken",
-            field="entries",
-            accepted=f"at most {MAX_ENTRIES_PER_FRAME}",
+            f"{len(items)} {field} in one frame; at most {most} are taken",
+            field=field,
+            accepted=f"at most {most}",
         )
+
+
+def _pattern(frame: frames.PatternFrame) -> Pattern:
+    return patterns.pattern(frame.pattern, namespace=frame.namespace, group=frame.group)

@@ -11,6 +11,7 @@ from rollbook_registry.catalog.events import (
     PodsMarked,
     Reason,
     ServiceChanged,
+    ServiceForgotten,
     Written,
 )
 from rollbook_registry.catalog.ledger import Timings
@@ -30,6 +31,7 @@ __all__ = [
     "Replicated",
     "Service",
     "ServiceChanged",
+    "ServiceForgotten",
     "Timings",
     "Written",
 ]

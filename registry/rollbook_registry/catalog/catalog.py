@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rollbook.names import instance_key
 from rollbook.problems import Problem
 from rollbook_registry.catalog.definitions import Configured, Defined, Named, Overridden
-from rollbook_registry.catalog.events import Happened, LeaseChanged, Reason
+from rollbook_registry.catalog.events import Happened, LeaseChanged, Reason, ServiceForgotten
 from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.leases import DEFINITIONS, Held, Kind, Lease
 from rollbook_registry.catalog.ledger import ENDED_KEPT
@@ -356,6 +356,7 @@ class Catalog(ReplicatedLedger):
             elif now - service.emptied >= self.timings.empty_kept and key not in self.rulings.services:
                 self.services.discard(key)
                 del self._empty[key]
+                self._events.append(ServiceForgotten(key))
 
     # --- pods ------------------------------------------------------------------------------------------
 

@@ -75,6 +75,12 @@ class ServiceChanged(NamedTuple):
     drop: tuple[InstanceKey, ...]
 
 
+class ServiceForgotten(NamedTuple):
+    """A service that had been empty for long enough is in the book no more."""
+
+    service: ServiceKey
+
+
 class LeaseChanged(NamedTuple):
     """Something happened to a lease as a whole."""
 
@@ -111,4 +117,4 @@ class PodsMarked(NamedTuple):
     pods: tuple[PodRecord, ...]
 
 
-Event = ServiceChanged | LeaseChanged | Happened | Deadline | Written | PodsMarked
+Event = ServiceChanged | ServiceForgotten | LeaseChanged | Happened | Deadline | Written | PodsMarked

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from rollbook_registry.push.outlet import Outlet, Subscriber
+from rollbook_registry.push.outlet import Offer, Outlet, Subscriber
 
-__all__ = ["Outlet", "Subscriber"]
+__all__ = ["Offer", "Outlet", "Subscriber"]

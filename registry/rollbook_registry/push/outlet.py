@@ -3,20 +3,27 @@
 No I/O: a session asks for its next frames when it can write, and reports acknowledgements. What a subscriber
 costs is bounded: two numbers a service. While a change is on its way to it, later ones are not queued; once
 it has acknowledged, it gets all that has changed since in one delta (or, too far behind, the list).
+
+A subscriber may also follow a **pattern**: then every matching service is subscribed, when the pattern comes
+or when the service does. That costs nothing where a service that is known changes, and where a new one comes,
+a look at each pattern of its namespace.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from rollbook import frames
 from rollbook.digest import spell
+from rollbook.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from rollbook.model import Instance
     from rollbook.names import InstanceKey, ServiceKey
+    from rollbook.patterns import Pattern
     from rollbook_registry.catalog import Service, ServiceChanged
 
 _NEVER = -1
@@ -38,6 +45,16 @@ class _Position:
         """When the first of those that wait behind it was made."""
 
 
+class Offer(NamedTuple):
+    """A list that a subscriber says it holds."""
+
+    revision: str = ""
+    digest: str = ""
+
+
+_NOTHING = Offer()
+
+
 class _Bytes(NamedTuple):
     number: int
     settled: bool
@@ -50,13 +67,40 @@ class Subscriber:
     Args:
         codec: how its frames are spelled.
         wake: called when there is something for it; it then asks :meth:`Outlet.take`.
+        most: services that it may follow at once.
+        most_patterns: patterns that it may follow at once.
+
+    Attributes:
+        positions: how far it has got, for each service that it follows.
+        named: those of them that it follows by name; the others only patterns brought.
+        patterns: the patterns that it follows.
+        dirty: services that it is to be told of.
+        vanished: services that it is to be told have vanished.
+        omitted: services that match, came when it had reached its limit, and that it is to be told of.
     """
 
-    def __init__(self, codec: frames.Codec, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        codec: frames.Codec,
+        wake: Callable[[], None],
+        *,
+        most: float = math.inf,
+        most_patterns: float = math.inf,
+    ) -> None:
         self.codec = codec
         self.wake = wake
+        self.most = most
+        self.most_patterns = most_patterns
         self.positions: dict[ServiceKey, _Position] = {}
+        self.named: set[ServiceKey] = set()
+        self.patterns: dict[Pattern, None] = {}
         self.dirty: dict[ServiceKey, None] = {}
+        self.vanished: dict[ServiceKey, None] = {}
+        self.omitted: dict[ServiceKey, None] = {}
+
+    def matches(self, key: ServiceKey) -> bool:
+        """Say whether one of its patterns means a service."""
+        return any(pattern.matches(key) for pattern in self.patterns)
 
 
 class _Barrier:
@@ -73,6 +117,7 @@ class Outlet:
     Args:
         boot: names this life of the registry, in revisions.
         service: looks a service up.
+        services: all services of a namespace.
         wall: Unix time in seconds.
         clock: monotonic seconds, for how long pushes take.
         pushed: told the seconds from a change to its acknowledgement, for each subscriber.
@@ -85,6 +130,7 @@ class Outlet:
         *,
         boot: str,
         service: Callable[[ServiceKey], Service | None],
+        services: Callable[[str], Iterable[Service]],
         wall: Callable[[], float],
         clock: Callable[[], float],
         pushed: Callable[[float], None],
@@ -93,12 +139,15 @@ class Outlet:
     ) -> None:
         self._boot = boot
         self._service = service
+        self._services = services
         self._wall = wall
         self._clock = clock
         self._pushed = pushed
         self._conflated = conflated
         self._threshold = threshold
         self._followers: dict[ServiceKey, dict[Subscriber, None]] = {}
+        self._patterns: dict[str, dict[Pattern, dict[Subscriber, None]]] = {}
+        """By namespace: who follows which pattern."""
         self._cache: dict[ServiceKey, _Bytes] = {}
         self._changed_at: dict[ServiceKey, float] = {}
         self._barriers: dict[tuple[Subscriber, ServiceKey], dict[_Barrier, int]] = {}
@@ -108,6 +157,7 @@ class Outlet:
         self._watchers: dict[ServiceKey, dict[object, Callable[[], None]]] = {}
         self.settled = False
         self.subscriptions = 0
+        self.patterns = 0
 
     def revision(self, number: int) -> str:
         """Spell a list's number as the revision that everybody outside sees."""
@@ -123,12 +173,36 @@ class Outlet:
     # --- subscribers -----------------------------------------------------------------------------------
 
     def subscribe(self, subscriber: Subscriber, key: ServiceKey, *, revision: str, digest: str) -> None:
-        """Have a session follow a service; what it says that it holds decides what it gets first."""
+        """Have a session follow a service; what it says that it holds decides what it gets first.
+
+        Raises:
+            Problem: 429 ``limit_reached``.
+        """
+        if key not in subscriber.positions and len(subscriber.positions) >= subscriber.most:
+            raise _full(subscriber, f"{key} is not followed")
+        subscriber.named.add(key)
+        self._take_up(subscriber, key, Offer(revision, digest))
+
+    def compare(self, subscriber: Subscriber, key: ServiceKey, *, revision: str, digest: str) -> None:
+        """As :meth:`subscribe`, of a service that a pattern brought; it becomes no wish of its own.
+
+        If it is not followed any more, the session is told that it has vanished.
+        """
+        if key in subscriber.positions:
+            self._take_up(subscriber, key, Offer(revision, digest))
+        else:
+            subscriber.vanished[key] = None
+            subscriber.wake()
+
+    def _take_up(self, subscriber: Subscriber, key: ServiceKey, offer: Offer) -> None:
         position = subscriber.positions.get(key)
         if position is None:
             position = subscriber.positions[key] = _Position()
             self._followers.setdefault(key, {})[subscriber] = None
             self.subscriptions += 1
+            subscriber.vanished.pop(key, None)
+            subscriber.omitted.pop(key, None)
+        revision, digest = offer
         service = self._service(key)
         actual, current = (service.digest, service.number) if service else (0, 0)
         held = self.number(revision) if revision else None
@@ -142,6 +216,71 @@ class Outlet:
             position.sent = position.acked = held if behind and held is not None else _NEVER
             subscriber.dirty[key] = None
         subscriber.wake()
+
+    def follow(
+        self, subscriber: Subscriber, pattern: Pattern, held: Mapping[ServiceKey, Offer]
+    ) -> tuple[list[ServiceKey], Problem | None]:
+        """Have a session follow every service that matches, now or later.
+
+        Where more match than it may follow, it gets what it held first and the others by name: a session
+        that comes back must not lose its lists because there are more services now.
+
+        Args:
+            subscriber: the session.
+            pattern: which services.
+            held: lists that it has by this pattern, of services that match; they are followed even if they
+                are not there, so that their emptiness is told as that of any other.
+
+        Returns:
+            Those of now that it follows, and why there are others that it doesn't.
+
+        Raises:
+            Problem: 429 ``limit_reached``: it follows too many patterns, and this is none of them.
+        """
+        if pattern not in subscriber.patterns:
+            if len(subscriber.patterns) >= subscriber.most_patterns:
+                raise Problem(
+                    "limit_reached",
+                    f"a session may follow at most {subscriber.most_patterns} patterns (--max-patterns)",
+                )
+            subscriber.patterns[pattern] = None
+            self._patterns.setdefault(pattern.namespace, {}).setdefault(pattern, {})[subscriber] = None
+            self.patterns += 1
+        # A service that nobody has entered yet, but only laid settings down for, has no list to follow.
+        there = sorted(
+            s.key for s in self._services(pattern.namespace) if s.number and pattern.matches(s.key)
+        )
+        omitted = 0
+        for key in dict.fromkeys((*held, *there)):
+            if key not in subscriber.positions and len(subscriber.positions) >= subscriber.most:
+                omitted += 1
+                if key in held:
+                    subscriber.omitted[key] = None
+            elif key in held or key not in subscriber.positions:
+                self._take_up(subscriber, key, held.get(key, _NOTHING))
+                self._let_go(subscriber, key)
+        problem = _full(subscriber, f"{pattern} matches {omitted} more services") if omitted else None
+        return [key for key in there if key in subscriber.positions], problem
+
+    def unfollow(self, subscriber: Subscriber, pattern: Pattern) -> None:
+        """Have a session follow a pattern no more; what it follows for another reason stays."""
+        if pattern not in subscriber.patterns:
+            return
+        self._forget_pattern(subscriber, pattern)
+        for key in list(subscriber.positions):
+            if key not in subscriber.named and pattern.matches(key) and not subscriber.matches(key):
+                self._leave(subscriber, key)
+
+    def _forget_pattern(self, subscriber: Subscriber, pattern: Pattern) -> None:
+        del subscriber.patterns[pattern]
+        self.patterns -= 1
+        within = self._patterns[pattern.namespace]
+        followers = within[pattern]
+        del followers[subscriber]
+        if not followers:
+            del within[pattern]
+        if not within:
+            del self._patterns[pattern.namespace]
 
     def current(self, key: ServiceKey, subscriber: Subscriber) -> frames.Current | None:
         """Return the answer to a subscription that holds the very list, else ``None``: it gets frames."""
@@ -161,9 +300,17 @@ class Outlet:
         )
 
     def unsubscribe(self, subscriber: Subscriber, key: ServiceKey) -> None:
-        """Have a session follow a service no more."""
-        if subscriber.positions.pop(key, None) is None:
+        """Have a session follow a service by name no more; a pattern that matches goes on following it."""
+        subscriber.named.discard(key)
+        if key not in subscriber.positions:
             return
+        if subscriber.matches(key):
+            self._let_go(subscriber, key)
+        else:
+            self._leave(subscriber, key)
+
+    def _leave(self, subscriber: Subscriber, key: ServiceKey) -> None:
+        del subscriber.positions[key]
         subscriber.dirty.pop(key, None)
         self._unacknowledged.pop((subscriber, key), None)
         followers = self._followers[key]
@@ -177,8 +324,25 @@ class Outlet:
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a session that has ended."""
+        for pattern in list(subscriber.patterns):
+            self._forget_pattern(subscriber, pattern)
         for key in list(subscriber.positions):
-            self.unsubscribe(subscriber, key)
+            self._leave(subscriber, key)
+        subscriber.named.clear()
+
+    def _let_go(self, subscriber: Subscriber, key: ServiceKey) -> None:
+        """Tell a session of a service that has vanished, if only a pattern had it followed.
+
+        Not before it knows that the list is empty: barriers wait for that. Nor before the book is settled:
+        until then an absence proves nothing.
+        """
+        position = subscriber.positions[key]
+        followed = key in subscriber.named or self._service(key) is not None or not self.settled
+        if followed or key in subscriber.dirty or position.sent != position.acked:
+            return
+        self._leave(subscriber, key)
+        subscriber.vanished[key] = None
+        subscriber.wake()
 
     def acknowledge(self, subscriber: Subscriber, key: ServiceKey, revision: str) -> None:
         """Take notice of how far a session has got."""
@@ -198,6 +362,8 @@ class Outlet:
             subscriber.dirty[key] = None
             position.changed_at, position.pending_at = position.pending_at, None
             subscriber.wake()
+        elif service is None:
+            self._let_go(subscriber, key)
 
     def unacknowledged(self, seconds: float) -> Iterator[tuple[Subscriber, ServiceKey, float]]:
         """Yield who has not acknowledged what was sent so long ago, which service, and when it was sent."""
@@ -214,12 +380,17 @@ class Outlet:
         key = change.service
         for watcher in self._watchers.pop(key, {}).values():
             watcher()
-        followers = self._followers.get(key)
-        if not followers:
-            self._changed_at.pop(key, None)
-            return
-        self._changed_at[key] = self._wall()
         now = self._clock()
+        followers = self._followers.get(key)
+        if followers:
+            self._changed_at[key] = self._wall()
+            self._mark(key, followers, now)
+        else:
+            self._changed_at.pop(key, None)
+        if not change.base:
+            self._welcome(key, now)
+
+    def _mark(self, key: ServiceKey, followers: Iterable[Subscriber], now: float) -> None:
         for subscriber in followers:
             position = subscriber.positions[key]
             if position.sent == position.acked:
@@ -234,9 +405,30 @@ class Outlet:
                 if position.pending_at is None:
                     position.pending_at = now
 
+    def _welcome(self, key: ServiceKey, now: float) -> None:
+        """Have a service that is new followed by whoever follows a pattern that it matches."""
+        for pattern, subscribers in self._patterns.get(key.namespace, {}).items():
+            if pattern.matches(key):
+                for subscriber in subscribers:
+                    if key in subscriber.positions:
+                        continue
+                    if len(subscriber.positions) >= subscriber.most:
+                        subscriber.omitted[key] = None
+                        subscriber.wake()
+                        continue
+                    self._take_up(subscriber, key, _NOTHING)
+                    subscriber.positions[key].changed_at = now
+
+    def forgotten(self, key: ServiceKey) -> None:
+        """Take notice that a service that was empty is in the book no more."""
+        for subscriber in list(self._followers.get(key, ())):
+            self._let_go(subscriber, key)
+
     def settle(self) -> None:
         """Take notice that the book is settled: whoever waits for a list's change is told."""
         self.settled = True
+        for key in [k for k in self._followers if self._service(k) is None]:
+            self.forgotten(key)
         watchers, self._watchers = self._watchers, {}
         for waiting in watchers.values():
             for watcher in waiting.values():
@@ -260,7 +452,10 @@ class Outlet:
 
         It is lazy: each is made when the one before has been written, so that what changes in between is in.
         """
-        while subscriber.dirty:
+        while subscriber.dirty or subscriber.vanished or subscriber.omitted:
+            if not subscriber.dirty:
+                yield subscriber.codec.encode(_farewell(subscriber))
+                continue
             key = next(iter(subscriber.dirty))
             del subscriber.dirty[key]
             position = subscriber.positions.get(key)
@@ -366,3 +561,24 @@ class Outlet:
                 barrier.waiting.discard(holder)
                 if not barrier.waiting:
                     barrier.lift()
+
+
+def _full(subscriber: Subscriber, what: str) -> Problem:
+    return Problem(
+        "limit_reached",
+        f"{what}: a session may hold at most {subscriber.most} subscriptions (--max-subscriptions)",
+    )
+
+
+def _farewell(subscriber: Subscriber) -> frames.Vanished | frames.Omitted:
+    """Return the next frame about a service that the session does not follow, or not any more."""
+    if subscriber.vanished:
+        key = next(iter(subscriber.vanished))
+        del subscriber.vanished[key]
+        return frames.Vanished(namespace=key.namespace, group=key.group, service=key.name)
+    key = next(iter(subscriber.omitted))
+    del subscriber.omitted[key]
+    problem = _full(subscriber, f"{key} matches a pattern, but is not followed")
+    return frames.Omitted(
+        namespace=key.namespace, group=key.group, service=key.name, problem=problem.details()
+    )

@@ -14,7 +14,7 @@ from rollbook import frames
 from rollbook.digest import digest, spell
 from rollbook.names import LeaseId
 from rollbook.session import ListChanged, Session
-from rollbook_registry.catalog import ServiceChanged
+from rollbook_registry.catalog import ServiceChanged, ServiceForgotten
 from rollbook_registry.push import Outlet, Subscriber
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class World:
     def __init__(self, wires):
         self.ledger = Ledger()
         self.outlet = Outlet(
-            boot="b1", service=self.ledger.catalog.service, wall=lambda: 0.0, clock=lambda: 0.0,
+            boot="b1", service=self.ledger.catalog.service,
+            services=self.ledger.catalog.services.within, wall=lambda: 0.0, clock=lambda: 0.0,
             pushed=lambda _: None, conflated=lambda: None,
         )  # fmt: skip
         self.outlet.settle()
@@ -108,6 +109,8 @@ class World:
         for event in self.ledger.take():
             if isinstance(event, ServiceChanged):
                 self.outlet.changed(event)
+            elif isinstance(event, ServiceForgotten):
+                self.outlet.forgotten(event.service)
 
 
 ports = st.integers(1, 4)

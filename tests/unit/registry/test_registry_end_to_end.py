@@ -7,8 +7,9 @@ import contextlib
 
 import pytest
 
-from registrykit import ORDERS, a_ref, an_entry
+from registrykit import ORDERS, a_ref, an_entry, key_of
 from rollbook import frames
+from rollbook.patterns import Pattern
 from rollbook.problems import Problem
 from rollbook_registry.server import Server
 from rollbook_registry.settings import RegistrySettings
@@ -243,3 +244,65 @@ async def test_a_registry_says_why_it_cannot_start(start, tmp_path):
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(Server(settings))
     assert isinstance(registry, Registry)
+
+
+async def test_all_services_of_a_pattern_are_followed_as_they_come_and_go(start):
+    registry = await start(empty_service_after=0.0)
+    reader, writer = await registry.client(), await registry.client()
+    await writer.wait_connected()
+    async with writer.register(an_entry(1, service="shop-a"), an_entry(2, service="stock")):
+        shops = await reader.subscribe_matching("shop-*")
+        assert [key.name for key in shops.services] == ["shop-a"]
+        (shop,) = shops.services.values()
+        assert shop.pick().port == 1
+        async with writer.register(an_entry(3, service="shop-b")):
+            services = await asyncio.wait_for(shops.wait_for(lambda s: len(s) == 2), 10)
+            await services[key_of("shop-b")].wait_for(lambda instances: [i.port for i in instances] == [3])
+            # It is the same list for whoever subscribes by name.
+            assert await reader.subscribe("shop-b") is services[key_of("shop-b")]
+            reader.unfollow(key_of("shop-b"))
+            assert key_of("shop-b") in shops.services
+            break_connections(registry)
+            writer.put(an_entry(4, service="shop-b"))
+            await services[key_of("shop-b")].wait_for(lambda instances: len(instances) == 2)
+        writer.drop(an_entry(4, service="shop-b").ref)
+        await asyncio.wait_for(services[key_of("shop-b")].wait_for(lambda instances: not instances), 10)
+        registry.book.outlet.settle()
+        registry.book._swept = float("-inf")
+        await asyncio.wait_for(shops.wait_for(lambda s: len(s) == 1), 10)
+        reader.unfollow_matching(shops.pattern)
+        assert not reader.session.views
+        await until(lambda: registry.book.outlet.subscriptions == 0)
+    assert registry.book.outlet.patterns == 0
+
+
+async def test_a_pattern_that_is_refused_is_raised_where_it_was_asked_for(start):
+    registry = await start(max_patterns=1, max_subscriptions=1)
+    client = await registry.client()
+    async with client.register(an_entry(1, service="a"), an_entry(2, service="b")):
+        with pytest.raises(Problem, match="--max-subscriptions"):
+            await client.subscribe_matching("*")
+        assert not client.session.patterns
+        some = client.follow_matching(Pattern(service="*"))
+        await asyncio.wait_for(some.wait_for(lambda s: len(s) == 1 and some.problem is not None), 10)
+        with pytest.raises(Problem, match="--max-patterns"):
+            await client.subscribe_matching("b*")
+        with pytest.raises(Problem, match="pattern is"):
+            await client.subscribe_matching("a b")
+    with pytest.raises(Problem, match="namespace is"):
+        await client.subscribe_matching("a", namespace="*")
+
+
+async def test_services_of_a_pattern_may_be_waited_for_one_after_the_other(registry):
+    reader, writer = await registry.client(), await registry.client()
+    matching = await reader.subscribe_matching("*", group="*")
+    seen = []
+    async with asyncio.timeout(10):
+        async for services in matching:
+            seen.append({str(key) for key in services})
+            if len(services) == 2:
+                break
+            port = len(services) + 1
+            writer.put(an_entry(port, service=f"s{port}", group=f"g{port}"))
+    assert seen[0] == set()
+    assert seen[-1] == {"public/g1@@s1", "public/g2@@s2"}

@@ -7,7 +7,7 @@ import pytest
 from registrykit import ORDERS, Ledger, an_entry, key_of
 from rollbook import frames
 from rollbook.digest import spell
-from rollbook_registry.catalog import ServiceChanged
+from rollbook_registry.catalog import ServiceChanged, ServiceForgotten
 from rollbook_registry.catalog.services import LOG_LENGTH
 from rollbook_registry.push import Outlet, Subscriber
 
@@ -36,7 +36,8 @@ class Desk:
         self.pushed = []
         self.conflated = 0
         self.outlet = Outlet(
-            boot="b1", service=self.ledger.catalog.service, wall=lambda: 1000.0 + self.now,
+            boot="b1", service=self.ledger.catalog.service,
+            services=self.ledger.catalog.services.within, wall=lambda: 1000.0 + self.now,
             clock=lambda: self.now, pushed=self.pushed.append, conflated=self.conflate,
         )  # fmt: skip
         self.ledger.enter("a", an_entry())
@@ -49,6 +50,8 @@ class Desk:
         for event in self.ledger.take():
             if isinstance(event, ServiceChanged):
                 self.outlet.changed(event)
+            elif isinstance(event, ServiceForgotten):
+                self.outlet.forgotten(event.service)
 
     def enter(self, *entries, lease="a"):
         self.ledger.enter(lease, *entries)

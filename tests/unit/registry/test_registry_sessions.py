@@ -12,7 +12,7 @@ import pytest
 from registrykit import ORDERS, a_ref, an_entry
 from rollbook import frames
 from rollbook.digest import digest, spell
-from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES
+from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_HELD_PER_FRAME
 from serverkit import until
 
 SUBSCRIBE = frames.Subscribe(id=9, service="orders")
@@ -268,8 +268,30 @@ async def test_numbers_beyond_all_bounds_are_borne(registry):
     assert (await (await registry.speaker()).attach()).term == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"pattern": ""}, "pattern"),
+        ({"pattern": "a b"}, "pattern"),
+        ({"pattern": "*", "namespace": "*"}, "namespace"),
+        ({"pattern": "*", "group": "a@b"}, "group"),
+        ({"pattern": "a*", "held": [frames.Held(service="b")]}, "held[0]"),
+        ({"pattern": "a*", "held": [frames.Held(service="a", group="b")]}, "held[0]"),
+        (
+            {"pattern": "a*", "held": [frames.Held(service="a"), frames.Held(service="a b")]},
+            "held[1].service",
+        ),
+    ],
+)
+async def test_a_pattern_that_cannot_be_is_refused_and_not_followed(registry, fields, field):
+    speaker = await registry.speaker()
+    problem = await speaker.refused(frames.Follow(id=1, **fields))
+    assert (problem.code, problem.field) == ("bad_value", field)
+    assert registry.book.outlet.patterns == 0
+
+
 async def test_limits_are_named(start):
-    registry = await start(max_entries=2, max_subscriptions=1)
+    registry = await start(max_entries=2, max_subscriptions=1, max_patterns=1)
     speaker = await registry.speaker()
     attached = await speaker.attach()
     await speaker.register(an_entry(1), an_entry(2))
@@ -280,6 +302,12 @@ async def test_limits_are_named(start):
     await speaker.ask(SUBSCRIBE, frames.Snapshot)
     problem = await speaker.refused(frames.Subscribe(id=4, service="more"))
     assert "--max-subscriptions" in problem.detail
+    await speaker.ask(frames.Follow(id=5, pattern="more*"), frames.Followed)
+    problem = await speaker.refused(frames.Follow(id=6, pattern="*"))
+    assert (problem.code, "--max-patterns" in problem.detail) == ("limit_reached", True)
+    held = [frames.Held(service="more")] * (MAX_HELD_PER_FRAME + 1)
+    problem = await speaker.refused(frames.Follow(id=7, pattern="more*", held=held))
+    assert (problem.code, problem.field) == ("too_large", "held")
     many = [a_ref()] * (MAX_ENTRIES_PER_FRAME + 1)
     problem = await speaker.refused(frames.Beat(term=attached.term, down=many))
     assert (problem.code, problem.accepted) == ("too_large", f"at most {MAX_ENTRIES_PER_FRAME}")
