@@ -60,6 +60,7 @@ class Rulebook:
         self._checker: Checker | None = None
         self._lease = LeaseId(f"{CHECKER_LEASES}{book.catalog.ordinal}")
         self._lifting: asyncio.Task[None] | None = None
+        self._opened = False
 
     async def open(self) -> None:
         """Bring what the store holds into the book.
@@ -68,6 +69,7 @@ class Rulebook:
             CannotOpenError: naming the file and what to do.
         """
         await self._store.open(self._told)
+        self._opened = True
         self._book.listeners.append(self._heard)
         self._lift_gone()
 
@@ -202,7 +204,8 @@ class Rulebook:
 
     def _lift_gone(self) -> None:
         """Have the overrides of pods that are gone for good lifted: their names do not come back."""
-        if self._gone() and (self._lifting is None or self._lifting.done()):
+        idle = self._opened and (self._lifting is None or self._lifting.done())
+        if idle and self._gone():
             self._lifting = asyncio.create_task(self._lift(), name="lift")
 
     def _gone(self) -> list[Overridden]:
