@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
+import aiohttp
 import msgspec
 
 from rollbook import frames
 from rollbook.client import Client
+from rollbook_registry.server import Server
+from rollbook_registry.settings import RegistrySettings
 
 
 async def until(condition, timeout=10.0):
@@ -105,3 +109,24 @@ class Registry:
 
     async def client(self, **options):
         return await self._stack.enter_async_context(Client(self.address, **options))
+
+
+@contextlib.asynccontextmanager
+async def starter(directory):
+    """Yield what starts registries in this process; all of them end with the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+
+        async def start(api=None, **settings):
+            defaults = {
+                "data_dir": directory,
+                "http_port": 0,
+                "session_port": 0,
+                "auth": "none",
+                "nacos_grpc": False,
+            }
+            server = Server(RegistrySettings(**{**defaults, **settings}), api)
+            await stack.enter_async_context(server)
+            return Registry(server, http, stack)
+
+        yield start

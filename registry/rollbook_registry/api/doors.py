@@ -71,8 +71,11 @@ async def problems(
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
         return response
-    except Exception:
-        log.exception("request_failed", method=request.method, path=request.path)
+    except Exception as error:
+        # That a client went away in the middle of it is no failure of ours, and there is nobody to answer.
+        gone = request.transport is None or request.transport.is_closing()
+        if not (gone and isinstance(error, ConnectionError)):
+            log.exception("request_failed", method=request.method, path=request.path)
         return problem_response(Problem("internal", "the registry failed; its log says how"))
 
 

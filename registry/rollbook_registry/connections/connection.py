@@ -1,8 +1,9 @@
 """One connection: aiohttp's own protocol, which tells the guard what happens on it.
 
-Only what aiohttp and asyncio document is used: the callbacks of :class:`asyncio.Protocol`, and that
+Nearly all that is used is documented: the callbacks of :class:`asyncio.Protocol`, that
 :class:`aiohttp.web.RequestHandler` is one, made by a :class:`aiohttp.web.Server` with that server and its
-options, and asked for the answer to what it cannot parse by ``handle_error``. A test notices if that changes.
+options, and that it asks ``handle_error`` for the answer to what it cannot parse. What is not documented is
+in :meth:`Connection._is_unparsable` alone. Tests notice if any of it changes.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ class Connection(web.RequestHandler):
         options: aiohttp's own.
     """
 
-    __slots__ = ("_at_rest", "_door", "_socket", "guard", "on_lost", "refused")
+    __slots__ = ("_at_rest", "_door", "_lost_cause", "_socket", "guard", "on_lost", "refused")
 
     def __init__(self, manager: web.Server, *, guard: Guard, door: Door, **options: Any) -> None:
         super().__init__(manager, **options)
         self.guard = guard
         self._door = door
         self._at_rest = False
+        self._lost_cause = False
         self._socket: asyncio.Transport | None = None
         self.refused: Problem | None = None
         """Why it was not let in; its requests are answered so."""
@@ -68,7 +70,19 @@ class Connection(web.RequestHandler):
         if self._at_rest and data:
             self._at_rest = False
             self.guard.census.began(self, self.guard.now)
+        if self._lost_cause:
+            return
         super().data_received(data)
+        if self._is_unparsable():
+            # It will be answered so and closed. Until then aiohttp would take every further piece for another
+            # message, and keep it.
+            self._lost_cause = True
+            if self._socket is not None:
+                self._socket.pause_reading()
+
+    def _is_unparsable(self) -> bool:
+        """Whether what came last is no HTTP: aiohttp queues an error, with its exception, for its handler."""
+        return bool(self._messages) and hasattr(self._messages[-1][0], "exc")
 
     def pause_writing(self) -> None:
         """The client does not take what it is sent, and the buffers are full."""
@@ -129,4 +143,7 @@ class Connection(web.RequestHandler):
         """Answer what aiohttp could not parse as a problem, and without a line in the log for each."""
         if status != web.HTTPBadRequest.status_code:
             return super().handle_error(request, status, exc, message)
+        if exc is not None:
+            # Its frames hold what was received, and it holds them.
+            exc.__traceback__ = None
         return self.guard.unparsable(message or "")

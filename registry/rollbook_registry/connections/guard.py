@@ -85,8 +85,9 @@ class Guard:
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        # Nobody has reason to rest at the session's port without a session.
-        rest = settings.keepalive_timeout if door is Door.HTTP else settings.request_timeout
+        # Nobody has reason to rest at the session's port without a session. Twice, because aiohttp counts
+        # from the connection's beginning, and the guard has an answer for who is slow.
+        rest = settings.keepalive_timeout if door is Door.HTTP else 2 * settings.request_timeout
 
         def make() -> Connection:
             return Connection(

@@ -1,0 +1,43 @@
+"""Registries in this process and as processes of their own; all of them end with their test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import hypothesis
+import pytest
+
+from processkit import RegistryProcess
+from rawkit import connector
+from serverkit import starter
+
+hypothesis.settings.register_profile("rollbook", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("rollbook")
+
+
+@pytest.fixture
+async def start(tmp_path):
+    """Start registries in this process."""
+    async with starter(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+async def registry(start):
+    """A registry in this process, with its defaults."""
+    return await start()
+
+
+@pytest.fixture
+async def connect():
+    """Open connections of bytes."""
+    async with connector() as connect:
+        yield connect
+
+
+@pytest.fixture
+async def launch(tmp_path):
+    """Start registries as users do: each a process."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield lambda *flags: stack.enter_async_context(RegistryProcess(tmp_path, *flags))
