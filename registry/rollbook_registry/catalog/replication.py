@@ -99,6 +99,18 @@ class ReplicatedLedger(Ledger):
             self._restore(write, origin, now)
         self._commit(now)
 
+    def overrule(self, ids: Iterable[LeaseId], now: float) -> None:
+        """End own leases that came back from this replica's disk: a peer whose book lives has them no more."""
+        for id_ in ids:
+            lease = self._leases.get(id_)
+            if lease is not None and self._is_written(lease):
+                self._end(lease, Reason.OVERRULED, now)
+        self._commit(now)
+
+    def foreign(self, origin: int) -> list[LeaseId]:
+        """Return the leases in the book that another replica owns."""
+        return [lease.id for lease in self._foreign(origin)]
+
     # --- inside ----------------------------------------------------------------------------------------
 
     def _foreign(self, origin: int) -> list[Lease]:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 import xxhash
 
-from rollbook_registry.catalog.records import LeaseWrite
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from rollbook.model import EntryRef
-    from rollbook_registry.catalog.records import EntryRecord
+    from rollbook_registry.catalog.records import EntryRecord, LeaseWrite
 
 # Maps are sorted: equal metadata is equal content, in whatever order it was said.
 _encode: Final = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -114,13 +112,13 @@ class Copy:
 
 
 def _headed(write: LeaseWrite) -> LeaseWrite:
-    if not (write.put or write.drop or write.whole):
+    if not (write.put or write.drop or write.whole or write.reason):
         return write
-    return msgspec.structs.replace(write, put=[], drop=[], whole=False)
+    return msgspec.structs.replace(write, put=[], drop=[], whole=False, reason="")
 
 
 def pieces(copy: Copy, *, max_records: int, max_bytes: int) -> Iterator[tuple[LeaseWrite, int, bool]]:
-    """Write a lease down whole, in as many pieces as it takes.
+    """Write a lease down whole, in as many pieces as it takes, each as it is when it is asked for.
 
     Yields:
         The write, its size in bytes, and whether the lease goes on in the next piece.
@@ -129,13 +127,9 @@ def pieces(copy: Copy, *, max_records: int, max_bytes: int) -> Iterator[tuple[Le
         yield copy.record(), copy.size, False
         return
     each = max(1, min(max_records, max_bytes * len(copy) // copy.size))
-    yield from _cut(copy.head, list(copy.entries()), each, copy.size // len(copy))
-
-
-def _cut(
-    head: LeaseWrite, records: list[EntryRecord], each: int, size: int
-) -> Iterable[tuple[LeaseWrite, int, bool]]:
-    for first in range(0, len(records), each):
-        some = records[first : first + each]
-        write = msgspec.structs.replace(head, whole=first == 0, put=some)
-        yield write, size * len(some), first + each < len(records)
+    size = copy.size // len(copy)
+    refs = copy.refs()
+    for first in range(0, len(refs), each):
+        some = [record for ref in refs[first : first + each] if (record := copy.get(ref)) is not None]
+        write = msgspec.structs.replace(copy.head, whole=first == 0, put=some)
+        yield write, size * len(some), first + each < len(refs)

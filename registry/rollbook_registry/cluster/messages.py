@@ -81,6 +81,7 @@ class Ping(Message, frozen=True, kw_only=True):
         hears: peers that the sender hears.
         links: those among them that hear it too.
         streams: how far the sender has each origin's writes, its own among them.
+        pods: digest over the closed and fenced pods that the sender knows.
     """
 
     boot: str
@@ -89,6 +90,7 @@ class Ping(Message, frozen=True, kw_only=True):
     hears: list[int] = []
     links: list[int] = []
     streams: dict[int, Position] = {}
+    pods: int = 0
 
 
 class Change(Message, frozen=True, kw_only=True):
@@ -116,13 +118,13 @@ class Digest(Message, frozen=True, kw_only=True):
     Attributes:
         streams: per origin.
         visible: over the book that users see.
-        pods: over the closed and fenced pods.
+        calm: nothing is on its way and no origin is lost, so that equal streams must show equal books.
     """
 
     boot: str
     streams: dict[int, Sum]
     visible: int
-    pods: int
+    calm: bool = False
 
 
 class Pull(Message, frozen=True, kw_only=True):
@@ -203,7 +205,7 @@ class _Named(msgspec.Struct):
 
 
 _TYPES: Final = frozenset({t.__struct_config__.tag for t in AnyMessage.__args__})
-_decoder: Final = msgspec.msgpack.Decoder(AnyMessage)
+_decoder: Final[msgspec.msgpack.Decoder[AnyMessage]] = msgspec.msgpack.Decoder(AnyMessage)
 _name_of: Final = msgspec.msgpack.Decoder(_Named)
 encode: Final = msgspec.msgpack.Encoder().encode
 

@@ -96,4 +96,6 @@ class Turn(StrEnum):
     """All positions and contents were equal, but what users see was not, twice in a row."""
     DISK_OVERRULED = "disk_overruled"
     """A lease restored from our disk had ended meanwhile, says a peer whose book lives."""
+    BEAT_UNKNOWN = "beat_unknown"
+    """A plain HTTP client's beat was passed on to us, and we don't know the instance."""
     READY = "ready"

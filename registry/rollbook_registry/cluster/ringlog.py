@@ -1,4 +1,4 @@
-"""The ring log: an origin's last writes, for peers that missed some of them. Bounded by count and by bytes."""
+"""The ring log: an origin's last writes, for peers that missed some. Bounded by count and by bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RingLog:
         self.bytes = 0
 
     def after(self, seq: int, *, max_records: int, max_bytes: int) -> list[LeaseWrite] | None:
-        """Return writes that follow a number, as many as fit (at least one); ``None`` if they are not kept."""
+        """Return writes that follow a number, as many as fit (at least one); ``None``: they are not kept."""
         first = self._last - len(self._writes) + 1
         if not self._writes or not first <= seq + 1 <= self._last:
             return None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from rollbook_registry.catalog.records import LeaseWrite
 from rollbook_registry.cluster.content import Copy
 from rollbook_registry.cluster.messages import Position, Sum
 from rollbook_registry.cluster.ringlog import RingLog
@@ -18,7 +17,7 @@ from rollbook_registry.cluster.ringlog import RingLog
 if TYPE_CHECKING:
     from rollbook.model import EntryRef
     from rollbook.names import LeaseId
-    from rollbook_registry.catalog.records import EntryRecord
+    from rollbook_registry.catalog.records import LeaseWrite
 
 
 class Stream:
@@ -34,8 +33,9 @@ class Stream:
         seq: number of the last write that was taken.
         copies: the origin's leases as it wrote them.
         xor: digest over all of them.
-        complete: whether it is all that the origin had at ``seq``; false while a whole set arrives, and when
-            only a part was kept.
+        complete: whether it is all that the origin had at ``seq``; false while a whole set arrives, and for
+            a copy from a disk.
+        suspect: its content was found to differ from the origin's.
         orphaned: when the origin was lost; ``None`` while it is there.
     """
 
@@ -46,6 +46,7 @@ class Stream:
         self.copies: dict[LeaseId, Copy] = {}
         self.xor = 0
         self.complete = False
+        self.suspect = False
         self.orphaned: float | None = None
         self._log = RingLog(max_changes=max_changes, max_bytes=max_bytes)
         self._arrived: set[LeaseId] | None = None
@@ -104,6 +105,8 @@ class Stream:
                 return None
             if self._arrived is not None:
                 self._arrived.add(write.id)
+                if self._was == write.id:
+                    self._pieces = self._was = None
             return self._replace(write)
         self.xor ^= copy.xor
         copy.set_head(write)
@@ -112,6 +115,9 @@ class Stream:
         for ref in write.drop:
             copy.drop(ref)
         self.xor ^= copy.xor
+        if self._pieces is not None and self._was == write.id:
+            # Entered while the lease's pieces arrive, which may not name it.
+            self._pieces.update(record.entry.ref for record in write.put)
         return write
 
     # --- a whole set, in parts -------------------------------------------------------------------------
@@ -119,6 +125,8 @@ class Stream:
     def begin(self, boot: str, seq: int) -> None:
         """A whole set begins to arrive; what is known stays until all of it is there."""
         if boot != self.boot:
+            self._log.clear()
+        if seq != self.seq:
             self._log.clear()
         self.boot = boot
         self.seq = seq
@@ -157,6 +165,7 @@ class Stream:
         arrived, self._arrived = self._arrived or set(), None
         self._pieces = self._was = None
         self.complete = True
+        self.suspect = False
         gone = [id_ for id_ in self.copies if id_ not in arrived]
         return [self._ended(id_) for id_ in gone]
 
@@ -166,11 +175,9 @@ class Stream:
         self.boot = ""
         self._log.clear()
 
-    def forget(self, id_: LeaseId) -> None:
-        """Let go of a lease that is not to be shown any more."""
-        if id_ in self.copies:
-            self._remove(id_)
-            self.complete = False
+    def keep(self, write: LeaseWrite) -> None:
+        """Take a lease from a disk."""
+        self._replace(write)
 
     # --- inside ----------------------------------------------------------------------------------------
 
@@ -188,8 +195,8 @@ class Stream:
             named = self._pieces if self._pieces is not None else {r.entry.ref for r in write.put}
             if write.whole or self._pieces is not None:
                 drop = [ref for ref in copy.refs() if ref not in named]
-        head = msgspec.structs.replace(write, whole=False, put=put, drop=drop)
-        same = not put and not drop and msgspec.structs.replace(head, put=[]) == copy.head
+        head = msgspec.structs.replace(write, whole=False, put=put, drop=drop, reason="")
+        same = not put and not drop and head == copy.head
         self.xor ^= copy.xor
         copy.set_head(head)
         for record in put:
@@ -204,7 +211,6 @@ class Stream:
         if old is not None:
             self.xor ^= old.xor
         copy = Copy(write)
-        record: EntryRecord
         for record in write.put:
             copy.put(record)
         self.copies[write.id] = copy
@@ -217,5 +223,4 @@ class Stream:
         return copy
 
     def _ended(self, id_: LeaseId) -> LeaseWrite:
-        head = self._remove(id_).head
-        return msgspec.structs.replace(head, ended=True)
+        return msgspec.structs.replace(self._remove(id_).head, ended=True)

@@ -57,7 +57,6 @@ def whole(stream: Stream, n: int, *, max_records: int, max_bytes: int) -> Iterat
             continue  # ended meanwhile
         for write, bytes_, more in pieces(copy, max_records=max_records, max_bytes=max_bytes):
             if batch and (size + bytes_ > max_bytes or records + len(write.put) + 1 > max_records):
-                # A lease that is cut begins a part of its own, so only its own pieces are split.
                 yield Part(n=n, origin=origin, index=index, boot=boot, seq=seq, whole=True, writes=batch)
                 index, batch, size, records = index + 1, [], 0, 0
             batch.append(write)
