@@ -8,7 +8,7 @@ from rollbook.model import Entry
 from rollbook.names import LeaseId, ServiceKey
 from rollbook.problems import Problem
 from rollbook.view import OutOfStep, View
-from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.leases import Kind, http_lease
 from simulation.replica import Unreachable
 
 BEAT = 5.0
@@ -203,7 +203,6 @@ class HttpPublisher(Client):
     def __init__(self, world, network, nodes, name, entries: list[Entry]) -> None:
         super().__init__(world, network, nodes, name)
         self.entries = entries
-        self.lease = LeaseId(f"http/{entries[0].ip}:{entries[0].port}")
         self.acknowledged: set = set()
         self.refused = False
         self._next: dict = {}
@@ -222,19 +221,20 @@ class HttpPublisher(Client):
         node = self.choose()
         if node is None:
             return False
+        lease = http_lease(entry.ref)
         try:
             if entry.ref in self.acknowledged:
                 try:
                     node.call(
                         self.name,
-                        lambda p, now: p.distro.beat_http(self.lease, entry.ref, term=0, now=now),
+                        lambda p, now: p.distro.beat_http(lease, entry.ref, term=0, now=now),
                     )
                     return True
                 except Problem as problem:
                     if problem.code.startswith("pod_"):
                         raise
             node.call(
-                self.name, lambda p, now: p.catalog.register_http(self.lease, entry, term=0, now=now)
+                self.name, lambda p, now: p.catalog.register_http(lease, entry, term=0, now=now)
             )
         except Unreachable:
             return False
