@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rollbook_registry.cluster.membership import Peer
     from rollbook_registry.cluster.messages import AnyMessage
     from rollbook_registry.catalog import Catalog
+    from rollbook_registry.cluster.stream import Stream
     from rollbook_registry.cluster.timers import DistroTimings
 
 MAX_TOLD: Final = 1000
@@ -70,10 +71,17 @@ class Saved(NamedTuple):
 
 
 class _Taking(NamedTuple):
-    """The book of a peer that is being taken over: what is still to be pulled."""
+    """The book of a peer that is being taken over.
+
+    Attributes:
+        boot: of the peer's life.
+        rank: what its book is worth; a provisional one is only added to what our disk has.
+        origins: what is still to be pulled.
+    """
 
     source: int
     boot: str
+    rank: Rank
     origins: list[int]
 
 
@@ -124,6 +132,8 @@ class Distro:
         self._held_back = now
         self._taking: _Taking | None = None
         self._saved = saved
+        self._from_disk = False
+        self._merged: set[int] = set()
         self.following = Following(
             self.members,
             boot=boot,
@@ -417,10 +427,13 @@ class Distro:
                 self._tell(Turn.HIDING_HELD_BACK, self.ordinal, left)
                 return
         for stream in due:
-            ids = self._book.foreign(stream.origin)
-            self._book.forget(ids, origin=stream.origin, now=now)
-            del self.following.streams[stream.origin]
-            self._tell(Turn.HIDDEN, stream.origin, len(ids))
+            self._forget_stream(stream, now)
+
+    def _forget_stream(self, stream: Stream, now: float) -> None:
+        ids = self._book.foreign(stream.origin)
+        self._book.forget(ids, origin=stream.origin, now=now)
+        del self.following.streams[stream.origin]
+        self._tell(Turn.HIDDEN, stream.origin, len(ids))
 
     # --- starting --------------------------------------------------------------------------------------
 
@@ -431,14 +444,19 @@ class Distro:
             return
         links = [self.members.peers[o] for o in self.members.links(now)]
         best = max((p for p in links if p.rank.serves), key=lambda p: (p.rank, -p.ordinal), default=None)
-        if best is not None and (best.rank is Rank.READY or self._saved is None):
+        if best is not None and (best.rank is Rank.READY or self.rank is Rank.EMPTY):
             self._take(best, now)
             return
         if now - self._started < self._timings.snapshot_after:
             return
-        if self._saved is not None:
+        if self.rank is Rank.SAVED:
             self._restore(now)
-            self._become(Rank.PROVISIONAL, Why.FROM_DISK, now)
+            # What others have of ours, from their disks or from before we ended, is as good as our disk.
+            more = [p for p in links if p.rank.serves and p.ordinal not in self._merged]
+            if more:
+                self._take(more[0], now)
+            else:
+                self._become(Rank.PROVISIONAL, Why.FROM_DISK, now)
         elif any(p.rank is Rank.SAVED for p in links):
             self._why = Why.WAITING_FOR_DISK
         elif self.members.is_majority({self.ordinal, *(p.ordinal for p in links)}):
@@ -464,8 +482,9 @@ class Distro:
     def _take(self, peer: Peer, now: float) -> None:
         """Take over a peer's book: first who may not speak, then our own leases, then the others'."""
         others = sorted(o for o in peer.streams if o != self.ordinal)
-        origins = [PODS, self.ordinal] + ([] if self.rank.serves else others)
-        self._taking = _Taking(peer.ordinal, peer.boot, origins)
+        merging = self.rank is Rank.SAVED and peer.rank is not Rank.READY
+        origins = [PODS, self.ordinal] + ([] if self.rank.serves or merging else others)
+        self._taking = _Taking(peer.ordinal, peer.boot, peer.rank, origins)
         if not self.rank.serves:
             self._why = Why.PULLING
         self.following.begin_mine()
@@ -488,22 +507,29 @@ class Distro:
         if taking is None or taking.source != source or origin != taking.origins[0]:
             return
         if origin == self.ordinal:
-            self._take_mine(now)
+            self._take_mine(taking.rank, now)
         del taking.origins[0]
         if taking.origins:
             self.following.pull(source, taking.origins[0], now)
             return
         self._taking = None
-        self._become(self.members.peers[source].rank, Why.FROM_PEER, now)
+        if self.rank is Rank.SAVED and taking.rank is not Rank.READY:
+            self._merged.add(source)
+            return
+        for stream in [s for s in self.following.streams.values() if not s.boot]:
+            if stream.origin not in self.members.peers[source].streams:
+                # On our disk only: it was hidden long ago.
+                self._forget_stream(stream, now)
+        self._become(taking.rank, Why.FROM_PEER, now)
 
-    def _take_mine(self, now: float) -> None:
+    def _take_mine(self, rank: Rank, now: float) -> None:
         """A peer's copy of our own set has come: it says what our leases were when we were last heard."""
         mine = self.following.mine
         if mine is None:
             return
         self.following.mine = None
         self._book.restore([(self.ordinal, copy.record()) for copy in mine.copies.values()], [], now)
-        if self.rank is Rank.PROVISIONAL and self._why is Why.FROM_DISK:
+        if rank is Rank.READY and self._from_disk:
             unheard = [id_ for id_ in self._book.own() if id_ not in mine.copies and self._unheard(id_)]
             if unheard:
                 self._book.overrule(unheard, now)
@@ -525,6 +551,7 @@ class Distro:
         if saved is None:
             return
         self._restored = now
+        self._from_disk = True
         self._book.restore(saved.writes, (), now)
         for origin, write in saved.writes:
             if origin != self.ordinal:

@@ -142,10 +142,13 @@ class Observer:
                         raise Broken(KEPT, f"{process.node.name} calls {entry.ip} unhealthy")
                     if instance.weight != entry.weight and not entry.owner:
                         raise Broken(KEPT, f"{process.node.name} has an old weight of {entry.ip}")
-            alive = {e.ip for p in self.publishers if p.alive for e in p.entries}
-            for (_, ip, _), _instance in shown.items():
-                if ip not in alive:
-                    raise Broken(AGREE, f"{process.node.name} still shows {ip}, whose client is long dead")
+            for ip in self.dead(process):
+                raise Broken(AGREE, f"{process.node.name} still shows {ip}, whose client is long dead")
+
+    def dead(self, process) -> list[str]:
+        """What a replica shows of clients that are dead."""
+        alive = {e.ip for p in self.publishers if p.alive for e in p.entries}
+        return sorted({i.ip for i in self._visible(process).values()} - alive)
 
     def _ended(self) -> set[str]:
         if self.operator is None:

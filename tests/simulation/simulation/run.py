@@ -106,6 +106,11 @@ class Run:
             node.start(disk=True)
         self.world.note("healed")
         self.world.run(self.world.now + HEALING)
+        for _ in range(6):
+            # Of several that died, protection strikes out some in each of its windows.
+            if not any(n.process and self.observer.dead(n.process) for n in self.nodes):
+                break
+            self.world.run(self.world.now + 60.0)
         self.observer.check(orderly=plan.orderly)
 
 
