@@ -18,12 +18,15 @@ class Plan(NamedTuple):
         weight: how often it is drawn.
         orderly: links deliver in order and once, as TCP does, so copies must never differ.
         any_size: whether it fits two and five replicas too.
+        forgetful: whether a replica may expire, or die, with a change that only it has heard of, so that what
+            counts is what others have heard before: light beats don't say it again.
     """
 
     run: Callable[[Run], None]
     weight: int = 1
     orderly: bool = True
     any_size: bool = False
+    forgetful: bool = False
 
 
 def life(run: Run) -> None:
@@ -198,10 +201,10 @@ PLANS: dict[str, Plan] = {
     "quiet": Plan(quiet, 1, any_size=True),
     "one_dies": Plan(one_dies, 4),
     "rolling": Plan(rolling, 2),
-    "minority": Plan(minority, 3),
+    "minority": Plan(minority, 3, forgetful=True),
     "one_line": Plan(one_line, 3),
-    "all_die": Plan(all_die, 3, any_size=True),
-    "old_replica": Plan(old_replica, 2),
-    "chaos": Plan(chaos, 8, any_size=True),
-    "disorder": Plan(disorder, 4, orderly=False, any_size=True),
+    "all_die": Plan(all_die, 3, any_size=True, forgetful=True),
+    "old_replica": Plan(old_replica, 2, forgetful=True),
+    "chaos": Plan(chaos, 8, any_size=True, forgetful=True),
+    "disorder": Plan(disorder, 4, orderly=False, any_size=True, forgetful=True),
 }

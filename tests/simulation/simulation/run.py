@@ -111,7 +111,7 @@ class Run:
             if not any(n.process and self.observer.dead(n.process) for n in self.nodes):
                 break
             self.world.run(self.world.now + 60.0)
-        self.observer.check(orderly=plan.orderly)
+        self.observer.check(orderly=plan.orderly, latest=not plan.forgetful)
 
 
 def simulate(seed: int, *, plan: str | None = None, trace: bool = False, make=Distro) -> Result:
