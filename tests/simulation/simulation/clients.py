@@ -77,8 +77,8 @@ class Publisher(Client):
         self.lease = LeaseId(f"lease-{name}")
         self.entries = entries
         self.term = 0
-        self.acknowledged: set = set()
         self.refused = False
+        self.pending = True
 
     def act(self) -> None:
         if not self.alive:
@@ -89,6 +89,11 @@ class Publisher(Client):
         elif process.node.process is not process:
             # It was killed, and this side has not been told: no answer to the next pings.
             if self.world.now - self.heard >= GIVE_UP:
+                self.lose()
+                self.connect()
+        elif self.pending:
+            self.connect(process.node)
+            if self.pending and self.world.now - self.heard >= GIVE_UP:
                 self.lose()
                 self.connect()
         else:
@@ -111,7 +116,6 @@ class Publisher(Client):
     def struck(self) -> None:
         """The pod may not speak any more."""
         self.refused = True
-        self.acknowledged.clear()
 
     def beat(self, process, now: float) -> None:
         process.catalog.beat(self.lease, term=self.term, down=frozenset(), now=now)
@@ -148,7 +152,7 @@ class Publisher(Client):
             return
         self.process = process
         self.heard = self.world.now
-        self.acknowledged = {e.ref for e in self.entries}
+        self.pending = False
         self.world.note(self.name, "registered at", process.boot, "term", self.term)
 
     def attach(self, process, now: float) -> int:
@@ -180,7 +184,8 @@ class Publisher(Client):
         """Register again, with another weight."""
         weight = float(self.world.rng.randint(1, 100))
         self.entries = [_with_weight(e, weight) for e in self.entries]
-        if self.process is not None and self.alive and not self.refused:
+        self.pending = True
+        if self.process is not None and self.alive:
             self.connect(self.process.node)
 
     def release(self) -> None:
@@ -189,7 +194,6 @@ class Publisher(Client):
         if not self.alive or process is None:
             return
         self.alive = False
-        self.acknowledged.clear()
         self.world.note(self.name, "releases")
         try:
             process.node.call(self.name, lambda p, now: p.catalog.release(self.lease, now), ready=False)

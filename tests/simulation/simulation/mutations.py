@@ -1,12 +1,13 @@
-"""Mutations: cores in which one rule is broken. A simulation that can't tell them from the real one is worth nothing."""
+"""Mutations: cores in which one rule is broken. A simulation that can't tell them apart is worth nothing."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import msgspec
 
 from rollbook_registry.catalog.replication import Replicated
 from rollbook_registry.cluster import Distro, Rank
-from rollbook_registry.cluster.membership import Membership
 from rollbook_registry.cluster.messages import PODS
 
 
@@ -70,7 +71,7 @@ def _resurrecting(distro: Distro) -> None:
 
 def _hiding_at_once(distro: Distro) -> None:
     """Orphans are hidden when their replica is lost."""
-    distro._timings = msgspec_free_replace(distro._timings, hide_after=0.0)
+    distro._timings = dataclasses.replace(distro._timings, hide_after=0.0)
 
 
 def _hiding_in_a_minority(distro: Distro) -> None:
@@ -186,16 +187,14 @@ def _taking_any_record(distro: Distro) -> None:
 
 def _believing_hearsay(distro: Distro) -> None:
     """Two replicas keep a dead one alive by each other's word."""
-    alive = distro.members.alive
-    distro.members.vouchers = lambda ordinal, now: [
-        p for p in distro.members.peers.values() if Membership.linked(distro.members, p.ordinal, now)
-    ]
-    distro.members.alive = alive
+    members = distro.members
+    direct = members.links
 
+    def links(now):
+        said = {o for link in direct(now) for o in members.peers[link].links}
+        return sorted({*direct(now), *said} - {members.ordinal})
 
-def msgspec_free_replace(timings, **changes):
-    fields = {**timings.__dict__, **changes}
-    return type(timings)(**fields)
+    members.links = links
 
 
 MUTATIONS = {

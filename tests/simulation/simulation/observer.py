@@ -16,6 +16,7 @@ KEPT = "no acknowledged registration whose client still beats is lost"
 GONE = "nothing closed or fenced comes back"
 NEVER_EMPTY = "nobody sees an empty list through a failure of ours"
 NO_FLAP = "no health flaps when one of three dies"
+DEAD_OWNER = "data of a dead owner replica expires too"
 MINORITY = "a minority does not empty itself"
 READY = "after healing everybody is ready"
 HONEST = "the divergence metric is raised only by divergence"
@@ -26,7 +27,6 @@ class Observer:
 
     Attributes:
         steady: whether the plan's faults must not be seen by anybody at all.
-        never_empty: whether the anchor service's list must never be empty.
     """
 
     def __init__(self, world) -> None:
@@ -35,7 +35,6 @@ class Observer:
         self.publishers: list[Client] = []
         self.operator = None
         self.steady = False
-        self.never_empty = False
         self.watch_from = 0.0
         self.seen_anchor: set[str] = set()
 
@@ -63,7 +62,7 @@ class Observer:
             return
         self.seen_anchor.add(subscriber.name)
         at = subscriber.process.node.name if subscriber.process is not None else "nobody"
-        if self.never_empty and not listed:
+        if not listed:
             raise Broken(NEVER_EMPTY, f"{subscriber.name} at {at} sees nobody")
         if self.steady and self.world.now >= self.watch_from:
             shown = {(i.ip, i.port): i for i in listed}
@@ -86,6 +85,13 @@ class Observer:
         service = process.catalog.service(service_key(ANCHOR))
         if service is None or not service.instances:
             raise Broken(MINORITY, f"{node.name} has no instance of {ANCHOR} left")
+
+    def dead_owner(self, lost) -> None:
+        """A replica has been dead for long: the others show nothing that only it vouched for."""
+        for node in self.nodes:
+            if node is not lost and node.process is not None:
+                for ip in self.dead(node.process):
+                    raise Broken(DEAD_OWNER, f"{node.name} still shows {ip}, of {lost.name}")
 
     # --- at the end ------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ def life(run: Run) -> None:
 def quiet(run: Run) -> None:
     """Nothing goes wrong: nobody may notice anything, and no metric of ours either."""
     life(run)
-    run.observer.steady = run.observer.never_empty = True
+    run.observer.steady = True
     run.observer.watch_from = run.world.now
     run.world.run(run.world.now + 60.0)
 
@@ -56,7 +56,7 @@ def quiet(run: Run) -> None:
 def one_dies(run: Run) -> None:
     """One of three is killed, and comes back or not: no flap, no empty list."""
     life(run)
-    run.observer.steady = run.observer.never_empty = True
+    run.observer.steady = True
     run.observer.watch_from = run.world.now
     rng, world = run.rng, run.world
     world.run(world.now + rng.random() * 10.0)
@@ -68,10 +68,32 @@ def one_dies(run: Run) -> None:
     world.run(world.now + 15.0)
 
 
+def dead_for_good(run: Run) -> None:
+    """A replica dies with some of its clients and stays away: what they had entered must not stay for ever."""
+    life(run)
+    run.observer.steady = True
+    run.observer.watch_from = run.world.now
+    rng, world = run.rng, run.world
+    world.run(world.now + 5.0)
+    node = rng.choice(run.nodes)
+    anchored = {p.name for p in run.publishers if p.name.startswith("anchor")}
+    for publisher in run.publishers:
+        at_home = publisher.process is not None and publisher.process.node is node
+        if at_home and publisher.name not in anchored and publisher is not run.operator:
+            publisher.die()
+    node.crash(told=rng.random() < 0.5)
+    # 2 s until it is lost, 45 until its leases are hidden; what the others had by then expires, in windows.
+    world.run(world.now + 60.0)
+    for _ in range(6):
+        if any(run.observer.dead(n.process) for n in run.nodes if n is not node):
+            world.run(world.now + 60.0)
+    run.observer.dead_owner(node)
+
+
 def rolling(run: Run) -> None:
     """A rolling restart, each replica saying goodbye: nobody may notice."""
     life(run)
-    run.observer.steady = run.observer.never_empty = True
+    run.observer.steady = True
     run.observer.watch_from = run.world.now
     rng, world = run.rng, run.world
     for node in run.nodes:
@@ -110,7 +132,6 @@ def minority(run: Run) -> None:
 def one_line(run: Run) -> None:
     """The line between two of the replicas is cut, in one direction or both; the third hears everybody."""
     life(run)
-    run.observer.never_empty = True
     rng, world = run.rng, run.world
     one, other, *_ = rng.sample(run.nodes, len(run.nodes))
     run.network.separate([one.name], [other.name], both=rng.random() < 0.5)
@@ -126,7 +147,6 @@ def all_die(run: Run) -> None:
     life(run)
     rng, world = run.rng, run.world
     world.run(world.now + 10.0)
-    run.observer.never_empty = True
     for node in run.nodes:
         node.crash(told=True)
     world.run(world.now + rng.random() * 20.0)
@@ -200,6 +220,7 @@ def disorder(run: Run) -> None:
 PLANS: dict[str, Plan] = {
     "quiet": Plan(quiet, 1, any_size=True),
     "one_dies": Plan(one_dies, 4),
+    "dead_for_good": Plan(dead_for_good, 2),
     "rolling": Plan(rolling, 2),
     "minority": Plan(minority, 3, forgetful=True),
     "one_line": Plan(one_line, 3),
