@@ -154,7 +154,7 @@ class Catalog(ReplicatedLedger):
                 replaced; 410 for a closed or fenced pod; 429 ``limit_reached`` for a full book. Nothing was
                 changed.
         """
-        lease = self._live(id_)
+        lease = self._live(id_, now)
         entries = list(entries)
         self._check_entries(id_, entries, now, limited=lease.expires)
         for entry in entries:
@@ -360,7 +360,7 @@ class Catalog(ReplicatedLedger):
 
     def synced(self, id_: LeaseId, now: float) -> None:
         """An operator has entered a complete list: what other operators entered may go."""
-        lease = self._live(id_)
+        lease = self._live(id_, now)
         lease.synced = True
         self._change_of(lease)
         self._operators_superseded_by(lease, now)
@@ -390,7 +390,7 @@ class Catalog(ReplicatedLedger):
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _live(self, id_: LeaseId) -> Lease:
+    def _live(self, id_: LeaseId, now: float) -> Lease:
         lease = self._leases.get(id_)
         if lease is None or not self._is_ours(lease):
             raise Problem("lease_ended", f"lease {id_} is not attached, or has ended; attach again")

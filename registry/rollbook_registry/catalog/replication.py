@@ -102,7 +102,7 @@ class ReplicatedLedger(Ledger):
         self._commit(now)
 
     def overrule(self, ids: Iterable[LeaseId], now: float) -> None:
-        """End own leases that came back from this replica's disk: a peer whose book lives has them no more."""
+        """End own leases that came back from the disk: a peer whose book lives has them no more."""
         for id_ in ids:
             lease = self._leases.get(id_)
             if lease is not None and self._is_written(lease):

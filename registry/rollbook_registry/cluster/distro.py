@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from rollbook.model import EntryRef
     from rollbook.names import LeaseId
+    from rollbook_registry.catalog import Catalog
     from rollbook_registry.catalog.records import LeaseWrite, PodRecord
     from rollbook_registry.cluster.membership import Peer
     from rollbook_registry.cluster.messages import AnyMessage
-    from rollbook_registry.catalog import Catalog
     from rollbook_registry.cluster.stream import Stream
     from rollbook_registry.cluster.timers import DistroTimings
 
@@ -192,11 +192,12 @@ class Distro:
         self._ping(peer, now)
 
     def down(self, ordinal: int) -> None:
-        """A connection is gone. The peer is not lost for that: it is when it has been silent for long enough."""
+        """A connection is gone. The peer is lost only when it has been silent for long enough."""
         self.members.peer(ordinal).connected = False
         self.following.give_up(ordinal)
 
-    def receive(self, ordinal: int, message: AnyMessage, now: float) -> None:  # noqa: C901, PLR0912  # one arm a message
+    # One arm a message.
+    def receive(self, ordinal: int, message: AnyMessage, now: float) -> None:  # noqa: C901, PLR0912
         """A peer has sent something."""
         if ordinal == self.ordinal:
             return
@@ -291,7 +292,7 @@ class Distro:
         self.following.settle(now)
         self.following.catch_up(now)
         self._hide(now)
-        self._flush_beats(now)
+        self._flush_beats()
         if now >= self._next_ping:
             self._next_ping = now + self._timings.ping
             for peer in self.members.peers.values():
@@ -582,7 +583,7 @@ class Distro:
             # It has ended here, or is not here yet; the next beat finds out which.
             self._tell(Turn.BEAT_UNKNOWN, sender, 1)
 
-    def _flush_beats(self, now: float) -> None:
+    def _flush_beats(self) -> None:
         beats, self._beats = self._beats, {}
         for (to, relayed), batch in beats.items():
             self._post(to, Forward(beats=list(batch), relayed=relayed))

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rollbook.names import LeaseId
+    from rollbook_registry.catalog import Catalog
     from rollbook_registry.catalog.records import LeaseWrite
     from rollbook_registry.cluster.membership import Membership, Peer
     from rollbook_registry.cluster.messages import AnyMessage
-    from rollbook_registry.catalog import Catalog
     from rollbook_registry.cluster.timers import DistroTimings
 
 SECOND_THOUGHTS: Final = 2.0
@@ -270,14 +270,12 @@ class Following:
         if not self.rank.serves:
             return
         busy = {pull.origin for pull in self.pulls.values()}
-        origins = {o for peer in self._members.peers.values() for o in peer.streams}
         for peer in self._members.peers.values():
-            wanted = peer.pods_differ is not None and now >= peer.pods_differ
-            if wanted and PODS not in busy and peer.ordinal not in self.pulls:
-                if self._members.hears(peer.ordinal, now) and peer.rank.serves:
-                    busy.add(PODS)
-                    peer.pods_differ = now + self._timings.digest
-                    self.pull(peer.ordinal, PODS, now)
+            if PODS not in busy and self._wants_pods(peer, now):
+                busy.add(PODS)
+                peer.pods_differ = now + self._timings.digest
+                self.pull(peer.ordinal, PODS, now)
+        origins = {o for peer in self._members.peers.values() for o in peer.streams}
         for origin in sorted(origins - busy - {self._members.ordinal}):
             source = self._source(origin, now)
             if source is None:
@@ -288,6 +286,15 @@ class Following:
                 claim = source.streams[origin]
                 known = stream.position if stream.boot == claim.boot else None
             self.pull(source.ordinal, origin, now, position=known)
+
+    def _wants_pods(self, peer: Peer, now: float) -> bool:
+        return (
+            peer.pods_differ is not None
+            and now >= peer.pods_differ
+            and peer.rank.serves
+            and peer.ordinal not in self.pulls
+            and self._members.hears(peer.ordinal, now)
+        )
 
     def _source(self, origin: int, now: float) -> Peer | None:
         """Return whom to pull an origin's writes from, if anybody has more of them than we."""
@@ -320,35 +327,17 @@ class Following:
     def _answer(self, peer: int, pull: Pull, now: float) -> Part | None:
         if not self.rank.serves:
             return None
-        bounds = {"max_records": self._timings.chunk_records, "max_bytes": self._timings.chunk_bytes}
         if pull.index == 0:
             stream = self.own if pull.origin == self._members.ordinal else self.streams.get(pull.origin)
             if stream is not None and stream.arriving:
                 return None  # a mixture helps nobody; it asks again
-            if pull.origin == PODS:
-                records = list(self._book.pod_records(now))
-                parts = transfer.pods(records, pull.n, max_records=self._timings.chunk_records)
-            elif stream is None:
-                parts = iter([Part(n=pull.n, origin=pull.origin, whole=True, last=True)])
-            else:
-                if pull.boot and pull.boot == stream.boot:
-                    if pull.seq == stream.seq:
-                        return Part(n=pull.n, origin=pull.origin, boot=pull.boot, seq=pull.seq, last=True)
-                    writes = stream.after(pull.seq, **bounds)
-                    if writes is not None:
-                        seq = pull.seq + len(writes)
-                        return Part(
-                            n=pull.n,
-                            origin=pull.origin,
-                            boot=stream.boot,
-                            seq=seq,
-                            writes=writes,
-                            last=True,
-                        )
-                parts = transfer.whole(stream, pull.n, **bounds)
+            if stream is not None and pull.boot and pull.boot == stream.boot:
+                part = self._range(stream, pull)
+                if part is not None:
+                    return part
             known = self._transfers.get(peer)
             if known is None or known.n != pull.n:
-                self._transfers[peer] = Transfer(pull.n, pull.origin, parts)
+                self._transfers[peer] = Transfer(pull.n, pull.origin, self._whole(stream, pull, now))
         running = self._transfers.get(peer)
         if running is None or (running.n, running.origin) != (pull.n, pull.origin):
             return None
@@ -356,6 +345,27 @@ class Following:
         if part is not None and part.last and part.index == 0:
             del self._transfers[peer]
         return part
+
+    def _range(self, stream: Stream, pull: Pull) -> Part | None:
+        """The writes after a position, if the log reaches back so far."""
+        writes: list[LeaseWrite] | None = []
+        if pull.seq != stream.seq:
+            writes = stream.after(
+                pull.seq, max_records=self._timings.chunk_records, max_bytes=self._timings.chunk_bytes
+            )
+        if writes is None:
+            return None
+        seq = pull.seq + len(writes)
+        return Part(n=pull.n, origin=pull.origin, boot=stream.boot, seq=seq, writes=writes, last=True)
+
+    def _whole(self, stream: Stream | None, pull: Pull, now: float) -> Iterator[Part]:
+        """Everything, in parts."""
+        records = self._timings.chunk_records
+        if pull.origin == PODS:
+            return transfer.pods(list(self._book.pod_records(now)), pull.n, max_records=records)
+        if stream is None:
+            return iter([Part(n=pull.n, origin=pull.origin, whole=True, last=True)])
+        return transfer.whole(stream, pull.n, max_records=records, max_bytes=self._timings.chunk_bytes)
 
     # --- applying --------------------------------------------------------------------------------------
 

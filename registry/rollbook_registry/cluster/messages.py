@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from rollbook.model import EntryRef
-from rollbook.names import LeaseId
+from rollbook.model import EntryRef  # noqa: TC001  # msgspec reads HttpBeat's annotations at run time
+from rollbook.names import LeaseId  # noqa: TC001  # as above
 from rollbook.problems import Problem, from_validation
 from rollbook_registry.catalog.records import LeaseWrite, PodRecord
 from rollbook_registry.cluster.reasons import Rank, Refused

@@ -93,21 +93,17 @@ class Stream:
         if copy is not None and write.version <= copy.head.version and not self._outdated(write.id):
             return None  # what arrived whole was newer
         if write.ended:
-            if copy is not None:
-                self._remove(write.id)
-            if self._arrived is not None:
-                self._arrived.discard(write.id)
-            return write if copy is not None else None
-        if copy is None or write.whole:
-            if not write.whole:
-                # A change of what has not arrived yet. If nothing is on its way, something was missed.
-                self.complete = self.complete and self.arriving
-                return None
+            return self._take_end(write)
+        if write.whole:
             if self._arrived is not None:
                 self._arrived.add(write.id)
                 if self._was == write.id:
                     self._pieces = self._was = None
             return self._replace(write)
+        if copy is None:
+            # A change of what has not arrived yet. If nothing is on its way, something was missed.
+            self.complete = self.complete and self.arriving
+            return None
         self.xor ^= copy.xor
         copy.set_head(write)
         for record in write.put:
@@ -118,6 +114,14 @@ class Stream:
         if self._pieces is not None and self._was == write.id:
             # Entered while the lease's pieces arrive, which may not name it.
             self._pieces.update(record.entry.ref for record in write.put)
+        return write
+
+    def _take_end(self, write: LeaseWrite) -> LeaseWrite | None:
+        if self._arrived is not None:
+            self._arrived.discard(write.id)
+        if write.id not in self.copies:
+            return None
+        self._remove(write.id)
         return write
 
     # --- a whole set, in parts -------------------------------------------------------------------------

@@ -30,7 +30,9 @@ def main() -> int:
             failed += 1
             print(result, flush=True)
     seconds = time.monotonic() - started
-    print(f"{args.count} seeds, {failed} broken, {seconds:.1f} s, {seconds / args.count * 1000:.0f} ms a seed")
+    print(
+        f"{args.count} seeds, {failed} broken, {seconds:.1f} s, {seconds / args.count * 1000:.0f} ms a seed"
+    )
     print(plans)
     return bool(failed)
 

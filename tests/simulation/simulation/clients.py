@@ -1,4 +1,4 @@
-"""Clients in the simulation: publishers that beat and move on, an operator, and subscribers with the real view."""
+"""Clients in the simulation: publishers that beat and move on, an operator, subscribers with a view."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ class Client:
     def choose(self, *, other_than=None):
         """A replica, as a Service would choose one: any that is ready and can be reached."""
         ready = [
-            n
-            for n in self.nodes
-            if n.process is not None and n.process.ready and n.process is not other_than
+            n for n in self.nodes if n.process is not None and n.process.ready and n.process is not other_than
         ]
         return self.world.rng.choice(ready) if ready else None
 
@@ -227,19 +225,9 @@ class HttpPublisher(Client):
             return False
         lease = http_lease(entry.ref)
         try:
-            if entry.ref in self.acknowledged:
-                try:
-                    node.call(
-                        self.name,
-                        lambda p, now: p.distro.beat_http(lease, entry.ref, term=0, now=now),
-                    )
-                    return True
-                except Problem as problem:
-                    if problem.code.startswith("pod_"):
-                        raise
-            node.call(
-                self.name, lambda p, now: p.catalog.register_http(lease, entry, term=0, now=now)
-            )
+            if not self.beaten(node, lease, entry):
+                node.call(self.name, lambda p, now: p.catalog.register_http(lease, entry, term=0, now=now))
+                self.world.note(self.name, "registered", entry.service, "at", node.name)
         except Unreachable:
             return False
         except Problem:
@@ -247,7 +235,18 @@ class HttpPublisher(Client):
             self.acknowledged.discard(entry.ref)
             return True
         self.acknowledged.add(entry.ref)
-        self.world.note(self.name, "registered", entry.service, "at", node.name)
+        return True
+
+    def beaten(self, node, lease: LeaseId, entry: Entry) -> bool:
+        """Beat; says whether that was enough."""
+        if entry.ref not in self.acknowledged:
+            return False
+        try:
+            node.call(self.name, lambda p, now: p.distro.beat_http(lease, entry.ref, term=0, now=now))
+        except Problem as problem:
+            if problem.code.startswith("pod_"):
+                raise
+            return False
         return True
 
     def change(self) -> None:

@@ -118,7 +118,7 @@ def _without_one_step(distro: Distro) -> None:
 
 def _without_forwarding(distro: Distro) -> None:
     """Beats of plain HTTP clients count nowhere but at the replica that owns their lease."""
-    distro._flush_beats = lambda _now: distro._beats.clear()
+    distro._flush_beats = distro._beats.clear
 
 
 def _without_orphans(distro: Distro) -> None:

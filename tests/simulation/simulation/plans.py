@@ -40,9 +40,7 @@ def life(run: Run) -> None:
     for uid in run.pods:
         if rng.random() < 0.5:
             fence = rng.random() < 0.5
-            run.world.after(
-                rng.random() * 60.0, lambda u=uid, f=fence: run.operator.end_pod(u, fence=f)
-            )
+            run.world.after(rng.random() * 60.0, lambda u=uid, f=fence: run.operator.end_pod(u, fence=f))
 
 
 def quiet(run: Run) -> None:
@@ -69,7 +67,7 @@ def one_dies(run: Run) -> None:
 
 
 def dead_for_good(run: Run) -> None:
-    """A replica dies with some of its clients and stays away: what they had entered must not stay for ever."""
+    """A replica dies with some of its clients and stays away: what they had entered must go."""
     life(run)
     run.observer.steady = True
     run.observer.watch_from = run.world.now
@@ -185,7 +183,9 @@ def chaos(run: Run) -> None:
     names = [n.name for n in run.nodes]
     while world.now < end:
         node = rng.choice(run.nodes)
-        match rng.choice(["crash", "start", "start", "stall", "cut", "client cut", "heal", "leave", "kill all"]):
+        match rng.choice(
+            ["crash", "start", "start", "stall", "cut", "client cut", "heal", "leave", "kill all"]
+        ):
             case "crash":
                 node.crash(told=rng.random() < 0.5)
             case "start":

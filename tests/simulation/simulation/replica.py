@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rollbook.clock import AttentiveClock
 from rollbook_registry.catalog import Catalog, ServiceChanged, Timings
 from rollbook_registry.catalog.events import Deadline, PodsMarked, Written
-from rollbook_registry.cluster import Distro, DistroTimings, Saved
+from rollbook_registry.cluster import DistroTimings, Saved
 from rollbook_registry.cluster.messages import decode, encode
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
