@@ -105,6 +105,10 @@ class Run:
                 node.process.stalled_until = min(node.process.stalled_until, self.world.now)
             node.start(disk=True)
         self.world.note("healed")
+        # Whoever was leaving a moment ago has ended by then.
+        self.world.run(self.world.now + 1.0)
+        for node in self.nodes:
+            node.start(disk=True)
         self.world.run(self.world.now + HEALING)
         for _ in range(6):
             # Of several that died, protection strikes out some in each of its windows.
