@@ -130,6 +130,7 @@ class Distro:
         self._next_ping = now
         self._next_digest = now + timings.digest * (0.5 + rng.random())
         self._held_back = now
+        self._majority_since: float | None = None
         self._taking: _Taking | None = None
         self._saved = saved
         self._from_disk = False
@@ -269,12 +270,7 @@ class Distro:
 
     def owner(self, lease: LeaseId, now: float) -> int:
         """Return the replica that is to own a plain HTTP client's lease."""
-        alive = {
-            o
-            for o in self.members.alive(now)
-            if o == self.ordinal or self.members.peer(o).rank.serves or not self.members.hears(o, now)
-        }
-        return rendezvous.owner(lease, alive)
+        return rendezvous.owner(lease, self._serving(now))
 
     def leave(self) -> None:
         """This replica is about to end: others need not wait for its silence."""
@@ -410,16 +406,25 @@ class Distro:
     # --- orphans ---------------------------------------------------------------------------------------
 
     def _hide(self, now: float) -> None:
-        """Hide orphans that nobody took up in time."""
-        due = [
-            s
-            for s in self.following.streams.values()
-            if s.orphaned is not None and now - s.orphaned >= self._timings.hide_after
-        ]
-        if not due:
+        """Hide orphans that nobody took up in time.
+
+        The time runs only while a majority is there: whoever was cut off for long, and now hears the first of
+        the others again, must hear from the rest too before it gives them up.
+        """
+        if not self.members.is_majority(self._serving(now)):
+            self._majority_since = None
+        elif self._majority_since is None:
+            self._majority_since = now
+        lost = [s for s in self.following.streams.values() if s.orphaned is not None]
+        if not lost:
             return
-        if not self.members.is_majority(self.members.alive(now)):
-            if now < self._held_back:
+        after = self._timings.hide_after
+        since = self._majority_since
+        if since is not None:
+            due = [s for s in lost if now - max(since, s.orphaned or 0.0) >= after]
+        else:
+            due = [s for s in lost if now - (s.orphaned or 0.0) >= after]
+            if not due or now < self._held_back:
                 return
             left = sum(len(self._book.foreign(s.origin)) for s in due)
             if left > self._hide_share * self._book.leases:
@@ -589,6 +594,15 @@ class Distro:
             self._post(to, Forward(beats=list(batch), relayed=relayed))
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _serving(self, now: float) -> set[int]:
+        """Replicas that are there with a book, this one in any case."""
+        return {
+            o
+            for o in self.members.alive(now)
+            # Of those that only others hear it is not known; most of the time they have one.
+            if o == self.ordinal or self.members.peer(o).rank.serves or not self.members.hears(o, now)
+        }
 
     def _send(self, message: AnyMessage) -> None:
         to = tuple(p.ordinal for p in self.members.peers.values() if p.connected and p.boot and not p.left)

@@ -50,6 +50,9 @@ class Stream:
         self.orphaned: float | None = None
         self._log = RingLog(max_changes=max_changes, max_bytes=max_bytes)
         self._arrived: set[LeaseId] | None = None
+        self._ahead: set[LeaseId] = set()
+        """Leases that were changed while their set was on its way."""
+        self._torn = False
         self._pieces: set[EntryRef] | None = None
         self._was: LeaseId | None = None
 
@@ -95,11 +98,7 @@ class Stream:
         if write.ended:
             return self._take_end(write)
         if write.whole:
-            if self._arrived is not None:
-                self._arrived.add(write.id)
-                if self._was == write.id:
-                    self._pieces = self._was = None
-            return self._replace(write)
+            return self._take_whole(write)
         if copy is None:
             # A change of what has not arrived yet. If nothing is on its way, something was missed.
             self.complete = self.complete and self.arriving
@@ -111,10 +110,20 @@ class Stream:
         for ref in write.drop:
             copy.drop(ref)
         self.xor ^= copy.xor
+        if self._arrived is not None:
+            self._ahead.add(write.id)
         if self._pieces is not None and self._was == write.id:
             # Entered while the lease's pieces arrive, which may not name it.
             self._pieces.update(record.entry.ref for record in write.put)
         return write
+
+    def _take_whole(self, write: LeaseWrite) -> LeaseWrite:
+        if self._arrived is not None:
+            self._arrived.add(write.id)
+            self._ahead.discard(write.id)
+            if self._was == write.id:
+                self._pieces = self._was = None
+        return self._replace(write)
 
     def _take_end(self, write: LeaseWrite) -> LeaseWrite | None:
         if self._arrived is not None:
@@ -136,6 +145,8 @@ class Stream:
         self.seq = seq
         self.complete = False
         self._arrived = set()
+        self._ahead.clear()
+        self._torn = False
         self._pieces = self._was = None
 
     def arrive(self, write: LeaseWrite, *, split: bool) -> LeaseWrite | None:
@@ -148,13 +159,17 @@ class Stream:
         if self._arrived is None:
             return None
         copy = self.copies.get(write.id)
+        if copy is not None and write.version < copy.head.version:
+            if write.id in self._ahead:
+                # It was made before a change that has been applied already to what was here before: a part
+                # that was lost, and came again. The set does not fit together; it is pulled once more.
+                self._torn = True
+                return None
+            if write.id in self._arrived:
+                return None  # a whole record that came meanwhile is newer
         if write.whole:
-            newer = copy is not None and write.version < copy.head.version
             self._was = write.id
             self._pieces = None
-            if newer and write.id in self._arrived:
-                self._was = None  # a write that came meanwhile is newer than this
-                return None
             self._arrived.add(write.id)
             if copy is None:
                 return self._replace(write)
@@ -166,9 +181,9 @@ class Stream:
 
     def finish(self) -> list[LeaseWrite]:
         """The set is there: what it lacks is gone. Returns that for the book."""
-        arrived, self._arrived = self._arrived or set(), None
+        arrived, self._arrived = (self._arrived or set()) | self._ahead, None
         self._pieces = self._was = None
-        self.complete = True
+        self.complete = not self._torn
         self.suspect = False
         gone = [id_ for id_ in self.copies if id_ not in arrived]
         return [self._ended(id_) for id_ in gone]
