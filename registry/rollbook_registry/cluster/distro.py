@@ -131,9 +131,11 @@ class Distro:
         self._next_digest = now + timings.digest * (0.5 + rng.random())
         self._held_back = now
         self._majority_since: float | None = None
+        self._minority_since: float | None = None
+        self._cut_off = False
         self._taking: _Taking | None = None
         self._saved = saved
-        self._from_disk = False
+        self._from_disk = self._told_mine = False
         self._merged: set[int] = set()
         self.following = Following(
             self.members,
@@ -287,6 +289,7 @@ class Distro:
         self.following.retry(now)
         self.following.settle(now)
         self.following.catch_up(now)
+        self._count(now)
         self._hide(now)
         self._flush_beats()
         if now >= self._next_ping:
@@ -405,16 +408,28 @@ class Distro:
 
     # --- orphans ---------------------------------------------------------------------------------------
 
+    def _count(self, now: float) -> None:
+        """Find out whether a majority is there, and since when or how long not."""
+        if self.members.is_majority(self._serving(now)):
+            self._minority_since = None
+            if self._majority_since is None:
+                self._majority_since = now
+            return
+        self._majority_since = None
+        if self._minority_since is None:
+            self._minority_since = now
+            self._cut_off = False
+        if not self._cut_off and now - self._minority_since >= self._timings.cut_off_after:
+            self._cut_off = True
+            if self.rank.serves:
+                self._tell(Turn.CUT_OFF, self.ordinal, 1)
+
     def _hide(self, now: float) -> None:
         """Hide orphans that nobody took up in time.
 
         The time runs only while a majority is there: whoever was cut off for long, and now hears the first of
         the others again, must hear from the rest too before it gives them up.
         """
-        if not self.members.is_majority(self._serving(now)):
-            self._majority_since = None
-        elif self._majority_since is None:
-            self._majority_since = now
         lost = [s for s in self.following.streams.values() if s.orphaned is not None]
         if not lost:
             return
@@ -534,6 +549,7 @@ class Distro:
         if mine is None:
             return
         self.following.mine = None
+        self._told_mine = self._told_mine or rank is Rank.READY
         self._book.restore([(self.ordinal, copy.record()) for copy in mine.copies.values()], [], now)
         if rank is Rank.READY and self._from_disk:
             unheard = [id_ for id_ in self._book.own() if id_ not in mine.copies and self._unheard(id_)]
@@ -552,14 +568,18 @@ class Distro:
         )
 
     def _restore(self, now: float) -> None:
-        """Begin with what the disk has."""
+        """Begin with what the disk has, except where a peer whose book lives has already said what is so."""
         saved, self._saved = self._saved, None
         if saved is None:
             return
+        known = {s.origin for s in self.following.streams.values() if s.boot}
+        if self._told_mine:
+            known.add(self.ordinal)
+        writes = [(origin, write) for origin, write in saved.writes if origin not in known]
         self._restored = now
         self._from_disk = True
-        self._book.restore(saved.writes, (), now)
-        for origin, write in saved.writes:
+        self._book.restore(writes, (), now)
+        for origin, write in writes:
             if origin != self.ordinal:
                 self.following.keep(origin, write)
 

@@ -329,7 +329,7 @@ class Following:
             return None
         if pull.index == 0:
             stream = self.own if pull.origin == self._members.ordinal else self.streams.get(pull.origin)
-            if stream is not None and stream.arriving:
+            if stream is not None and stream.boot and not stream.complete:
                 return None  # a mixture helps nobody; it asks again
             if stream is not None and pull.boot and pull.boot == stream.boot:
                 part = self._range(stream, pull)

@@ -86,6 +86,9 @@ class Turn(StrEnum):
     """Orphans that nobody took up have left this replica's book."""
     HIDING_HELD_BACK = "hiding_held_back"
     """Orphans are past their time, but this is a minority and protection has no more budget."""
+    CUT_OFF = "cut_off"
+    """No majority has been there for a while: sessions are to look for another replica, once, and to come
+    back if they find none. The others cannot see that these clients live."""
     PULLED_CHANGES = "pulled_changes"
     PULLED_ALL = "pulled_all"
     PULL_RETRIED = "pull_retried"

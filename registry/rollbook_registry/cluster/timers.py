@@ -14,6 +14,9 @@ class DistroTimings:
         lost_after: silence after which a peer is lost. Four pings: one lost packet is no loss.
         hide_after: how long orphans stay visible. Longer than the 30 s in which the slowest clients (Nacos'
             Python SDK) register again after they have lost their replica.
+        cut_off_after: how long without a majority until sessions are asked to look for another replica. It
+            is shorter than ``hide_after`` by more than the time that this takes, or the others would give up
+            leases whose clients live.
         snapshot_after: how long a starting replica waits for a ready peer before its own disk counts.
         provisional: how long a book from disk, or begun empty, is provisional: ``remove_after``, by when
             every publisher has come back or its entries have expired.
@@ -29,6 +32,7 @@ class DistroTimings:
     ping: float = 0.5
     lost_after: float = 2.0
     hide_after: float = 45.0
+    cut_off_after: float = 10.0
     snapshot_after: float = 5.0
     provisional: float = 30.0
     digest: float = 5.0

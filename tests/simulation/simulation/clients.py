@@ -359,6 +359,14 @@ class Subscriber(Client):
                     self.observer.seen(self, view)
         self.world.after(1.0, self.act)
 
+    def told_to_move(self, process) -> None:
+        """The replica says that it is cut off."""
+        if self.process is process and self.choose(other_than=process) is not None:
+            self.drop()
+            self.connect(other_than=process)
+            if self.process is None:
+                self.connect()
+
     def drop(self) -> None:
         process, self.process = self.process, None
         if process is not None and self in process.subscribers:
@@ -369,8 +377,8 @@ class Subscriber(Client):
         if told:
             self.drop()
 
-    def connect(self) -> None:
-        node = self.choose()
+    def connect(self, *, other_than=None) -> None:
+        node = self.choose(other_than=other_than)
         if (
             node is None
             or self.world.now < node.process.stalled_until

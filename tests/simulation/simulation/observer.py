@@ -27,6 +27,7 @@ class Observer:
 
     Attributes:
         steady: whether the plan's faults must not be seen by anybody at all.
+        excused: whether plain HTTP clients are excepted from that.
     """
 
     def __init__(self, world) -> None:
@@ -34,9 +35,20 @@ class Observer:
         self.nodes: list = []
         self.publishers: list[Client] = []
         self.operator = None
-        self.steady = False
+        self.steady = self.excused = False
         self.watch_from = 0.0
         self.seen_anchor: set[str] = set()
+
+    def must_not_flap(self, *, sessions_only: bool = False) -> None:
+        """From now on nobody may see an anchor go, or turn unhealthy.
+
+        Args:
+            sessions_only: plain HTTP clients may: their beats through a replica that is cut off count only
+                there, and three in a row may go through it.
+        """
+        self.steady = True
+        self.excused = sessions_only
+        self.watch_from = self.world.now
 
     # --- all the while ---------------------------------------------------------------------------------
 
@@ -67,6 +79,8 @@ class Observer:
         if self.steady and self.world.now >= self.watch_from:
             shown = {(i.ip, i.port): i for i in listed}
             for publisher in self.publishers:
+                if self.excused and not isinstance(publisher, Publisher):
+                    continue
                 for entry in publisher.entries:
                     if entry.service != ANCHOR:
                         continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rollbook.clock import AttentiveClock
 from rollbook_registry.catalog import Catalog, ServiceChanged, Timings
 from rollbook_registry.catalog.events import Deadline, PodsMarked, Written
-from rollbook_registry.cluster import DistroTimings, Saved
+from rollbook_registry.cluster import DistroTimings, Saved, Turn
 from rollbook_registry.cluster.messages import decode, encode
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
@@ -82,7 +82,7 @@ class Process:
             if writes or pods:
                 self.distro.written(writes, pods, now)
         for told in self.distro.take_told():
-            node.world.note(node.name, told.turn.value, told.ordinal, told.number)
+            node.told(self, told)
         for send in self.distro.take_sends():
             data = encode(send.message)
             for to in send.to:
@@ -115,6 +115,7 @@ class Node:
         self.timings = DistroTimings()
         self.process: Process | None = None
         self.others: list[Node] = []
+        self.clients: list = []
         self.lives = 0
         self.rate = 1.0
         self.offset = 0.0
@@ -218,6 +219,13 @@ class Node:
         catalog = process.catalog
         ids = [(lease.origin, lease.id) for lease in catalog._leases.values()]
         return Saved([(origin, catalog.record(id_)) for origin, id_ in ids], list(catalog.pod_records(now)))
+
+    def told(self, process: Process, told) -> None:
+        """The core says that something has happened."""
+        self.world.note(self.name, told.turn.value, told.ordinal, told.number)
+        if told.turn is Turn.CUT_OFF:
+            for client in self.clients:
+                self.world.after(self.world.rng.random(), client.told_to_move, process)
 
     def post(self, process: Process, to: int, data: bytes) -> None:
         other = self.others[[o.ordinal for o in self.others].index(to)]

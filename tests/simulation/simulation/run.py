@@ -60,6 +60,8 @@ class Run:
         self.publishers: list = []
         self.subscribers: list = []
         self._people()
+        for node in self.nodes:
+            node.clients = [*self.publishers, *self.subscribers]
 
     def _people(self) -> None:
         rng, args = self.rng, (self.world, self.network, self.nodes)
