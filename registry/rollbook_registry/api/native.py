@@ -33,7 +33,7 @@ from rollbook_registry.api.lists import Lists
 from rollbook_registry.api.routes import Answer, Body, Route
 from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog.definitions import Check, Definition, check_check
-from rollbook_registry.catalog.leases import HTTP_LEASES, Kind
+from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.connections import Connection
 
 if TYPE_CHECKING:
@@ -130,12 +130,6 @@ class Stored(msgspec.Struct, kw_only=True):
 
     instance: Instance
     term: int
-
-
-def http_lease(ip: str, port: int) -> LeaseId:
-    """Return the lease of the plain HTTP client at an address."""
-    host = f"[{ip}]" if ":" in ip else ip
-    return LeaseId(f"{HTTP_LEASES}{host}:{port}")
 
 
 class Native:
@@ -309,7 +303,7 @@ class Native:
             laid = await self._rulings.define(request, Definition(entry=entry, check=wanted.check))
             return json_response(Stored(instance=laid, term=0), status=201)
         policy.may_enter(who, [entry], operator=False)
-        lease = http_lease(entry.ip, entry.port)
+        lease = http_lease(entry.ref)
         term = self._book.apply(lambda c, now: c.register_http(lease, entry, term=0, now=now))
         shown = self._book.catalog.instance(entry.ref, lease)
         if shown is None:
@@ -323,7 +317,7 @@ class Native:
         who = await identity(request)
         ref = parameters.ref_of(values)
         policy.may_speak_for(who, ref.owner)
-        lease = http_lease(ref.ip, ref.port)
+        lease = http_lease(ref)
         result = "refused"
         try:
             result = await self._beat(request, lease, ref, values[TERM])
@@ -362,7 +356,7 @@ class Native:
             for name in ("weight", "enabled", "metadata")
             if (value := getattr(wanted, name)) is not None
         }
-        lease_id = http_lease(ref.ip, ref.port)
+        lease_id = http_lease(ref)
         lease = self._book.catalog.lease(lease_id)
         held = lease.entries.get(ref) if lease is not None and lease.kind is Kind.HTTP else None
         if lease is None or held is None:

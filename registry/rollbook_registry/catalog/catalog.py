@@ -162,7 +162,7 @@ class Catalog(ReplicatedLedger):
                 replaced; 410 for a closed or fenced pod; 429 ``limit_reached`` for a full book. Nothing was
                 changed.
         """
-        lease = self._live(id_)
+        lease = self._live(id_, now)
         entries = list(entries)
         self._check_entries(id_, entries, now, limited=lease.expires)
         held = [self._hold(lease, entry, now) for entry in entries]
@@ -208,7 +208,8 @@ class Catalog(ReplicatedLedger):
     ) -> bool:
         """Take an ephemeral instance out of the book, whoever entered it; says whether it was there.
 
-        What another replica owns, only that one can take out.
+        What a session of another replica entered, only that one can take out; a lost replica's leases and
+        plain HTTP clients' are taken up for it.
 
         Args:
             ref: which one.
@@ -222,10 +223,12 @@ class Catalog(ReplicatedLedger):
             for (lease_id, _), held in (group.held.items() if group else ())
             if (held.entry.service_key, held.entry.ip, held.entry.port) == (ref.service_key, ref.ip, ref.port)
             and held.entry.ephemeral
-            and (self._leases[lease_id].origin == self.ordinal or held.orphan)
+            and (self._is_ours(self._leases[lease_id]) or held.orphan)
             and (operators or held.kind is not Kind.OPERATOR)
         ]
         for lease, held in found:
+            if lease.origin != self.ordinal:
+                self._open(lease.id, kind=lease.kind, term=0, epoch=lease.epoch, now=now)
             self._let_go(lease, held, reason, now)
             self._forget_if_empty(lease, reason, now)
         self._commit(now)
@@ -372,7 +375,7 @@ class Catalog(ReplicatedLedger):
 
     def synced(self, id_: LeaseId, now: float) -> None:
         """An operator has entered a complete list: what other operators entered may go."""
-        lease = self._live(id_)
+        lease = self._live(id_, now)
         lease.synced = True
         self._change_of(lease)
         self._operators_superseded_by(lease, now)
@@ -402,13 +405,19 @@ class Catalog(ReplicatedLedger):
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _live(self, id_: LeaseId) -> Lease:
+    def _live(self, id_: LeaseId, now: float) -> Lease:
         lease = self._leases.get(id_)
-        if lease is None or lease.origin != self.ordinal:
+        if lease is None or not self._is_ours(lease):
             raise Problem("lease_ended", f"lease {id_} is not attached, or has ended; attach again")
+        if lease.origin != self.ordinal:
+            lease = self._open(id_, kind=Kind.HTTP, term=0, epoch=0, now=now)
         if lease.kind is Kind.OPERATOR:
             self.check_epoch(lease.epoch)
         return lease
+
+    def _is_ours(self, lease: Lease) -> bool:
+        """Whether this replica may write it: a plain HTTP client comes to any, and is taken up by it."""
+        return lease.origin == self.ordinal or lease.kind is Kind.HTTP
 
     def _check_entries(self, id_: LeaseId, entries: list[Entry], now: float, *, limited: bool) -> None:
         for entry in entries:

@@ -51,6 +51,8 @@ class Reason(StrEnum):
     """The replica that owns it stayed away, and nobody took it up."""
     RESTORED = "restored"
     """Back from the snapshot, or from a peer's copy, after a restart."""
+    OVERRULED = "overruled"
+    """Back from the disk, but a replica whose book never stopped knows that it has ended since."""
     DEFINED = "defined"
     UNDEFINED = "undefined"
     CHECK_PASSED = "check_passed"

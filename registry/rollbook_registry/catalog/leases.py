@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HTTP_LEASES: Final = "http/"
-"""What the ids of plain HTTP clients' leases begin with (``http/ip:port``)."""
+"""What the ids of plain HTTP clients' leases begin with."""
 
 CHECKER_LEASES: Final = "checker/"
 """What the ids of the registry's own checkers begin with (``checker/ordinal``)."""
@@ -36,6 +36,17 @@ class Kind(StrEnum):
     """A registry's own checks of persistent instances."""
     DEFINITIONS = "definitions"
     """The store: what has been defined to be there. Every replica reads it there by itself."""
+
+
+def http_lease(ref: EntryRef) -> LeaseId:
+    """Return the lease of a plain HTTP client's instance.
+
+    Each has one of its own: registrations of two services by one address may reach two replicas at the same
+    moment, and of two records of one lease only one counts.
+    """
+    host = f"[{ref.ip}]" if ":" in ref.ip else ref.ip
+    where = f"{host}:{ref.port}/{ref.cluster}/{ref.namespace}/{ref.group}@@{ref.service}"
+    return LeaseId(f"{HTTP_LEASES}{where}/{ref.owner}" if ref.owner else f"{HTTP_LEASES}{where}")
 
 
 def check_unreserved(id_: LeaseId) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import xxhash
+
 from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, timing_ms
 from rollbook.names import instance_key
 from rollbook.problems import Problem
@@ -104,6 +106,8 @@ class Ledger:
         self.pods = Pods()
         self.groups = Groups()
         self.rulings = Rulings()
+        self.digest = 0
+        """XOR over all services' lists, to be compared with other replicas'; see :func:`_list_digest`."""
         self._leases: dict[LeaseId, Lease] = {}
         self._ended: dict[LeaseId, Ended] = {}
         self._removed: dict[tuple[LeaseId, EntryRef], float] = {}
@@ -540,10 +544,12 @@ class Ledger:
             service = Service(name, number=0, now=now)
             self.services.add(service)
         held = len(service.instances)
+        self.digest ^= _list_digest(name, service.digest)
         for instance in put:
             service.put(instance)
         for key in drop:
             service.drop(key)
+        self.digest ^= _list_digest(name, service.digest)
         self.services.grown(service, len(service.instances) - held)
         self._number += 1
         change = ServiceChanged(name, service.number, self._number, tuple(put), tuple(drop))
@@ -551,6 +557,11 @@ class Ledger:
         if not service.instances:
             self._empty[name] = None
         self._events.append(change)
+
+
+def _list_digest(name: ServiceKey, digest: int) -> int:
+    """Return a list's part in the whole book's digest. An empty list is no list: it has none."""
+    return xxhash.xxh64_intdigest(f"{name} {digest}".encode()) if digest else 0
 
 
 def _record(held: Held) -> EntryRecord:

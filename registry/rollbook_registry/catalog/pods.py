@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import xxhash
+
 from rollbook.problems import Problem
 from rollbook_registry.catalog.records import PodRecord
 
@@ -33,20 +35,25 @@ class Pods:
         self._fenced: dict[str, Marked] = {}
         self._spoke: dict[str, float] = {}
         """When somebody last spoke in the name of a fenced pod."""
+        self.digest = 0
+        """XOR of xxh64 over who is closed and who fenced, to be compared with other replicas'."""
 
     def close(self, uid: str, at: float) -> bool:
         """Close a pod; says whether that is news."""
         if uid in self._closed or uid in self._fenced:
             return False
         self._closed[uid] = Marked(at)
+        self.digest ^= _digest(uid, "closed")
         return True
 
     def fence(self, uid: str, at: float, ips: tuple[str, ...] = ()) -> bool:
         """Fence a pod; says whether that is news."""
-        self._closed.pop(uid, None)
+        if self._closed.pop(uid, None) is not None:
+            self.digest ^= _digest(uid, "closed")
         news = uid not in self._fenced
         if news:
             self._fenced[uid] = Marked(at, ips)
+            self.digest ^= _digest(uid, "fenced")
         return news
 
     def check(self, uid: str, now: float) -> None:
@@ -66,10 +73,11 @@ class Pods:
 
     def forget(self, now: float) -> None:
         """Let go of what is older than :data:`FENCE_KEPT`."""
-        for kept in (self._fenced, self._closed):
+        for kept, state in ((self._fenced, "fenced"), (self._closed, "closed")):
             # Not in order of age: some were learnt from the disk or from a peer.
             for uid in [u for u, marked in kept.items() if now - marked.at >= FENCE_KEPT]:
                 del kept[uid]
+                self.digest ^= _digest(uid, state)
                 self._spoke.pop(uid, None)
 
     def records(self, now: float) -> Iterator[PodRecord]:
@@ -110,3 +118,7 @@ class Pods:
     def fenced(self) -> int:
         """How many are fenced."""
         return len(self._fenced)
+
+
+def _digest(uid: str, state: str) -> int:
+    return xxhash.xxh64_intdigest(f"{state} {uid}".encode())

@@ -2,7 +2,9 @@
 
 A lease is written by the replica that owns it; the others follow. Where two claim the same lease, because its
 client went from one to the other, the higher term counts; of equal terms the one that a session holds; then
-the lower ordinal. Whoever hears that its own does not count lets go of it.
+the lower ordinal. Of a plain HTTP client's, the later registration counts first: cut off from each other, two
+replicas may take it up by its beats any number of times, and what it has said last must not depend on that.
+Whoever hears that its own does not count lets go of it.
 """
 
 from __future__ import annotations
@@ -99,6 +101,18 @@ class ReplicatedLedger(Ledger):
             self._restore(write, origin, now)
         self._commit(now)
 
+    def overrule(self, ids: Iterable[LeaseId], now: float) -> None:
+        """End own leases that came back from the disk: a peer whose book lives has them no more."""
+        for id_ in ids:
+            lease = self._leases.get(id_)
+            if lease is not None and self._is_written(lease):
+                self._end(lease, Reason.OVERRULED, now)
+        self._commit(now)
+
+    def foreign(self, origin: int) -> list[LeaseId]:
+        """Return the leases in the book that another replica owns."""
+        return [lease.id for lease in self._foreign(origin)]
+
     # --- inside ----------------------------------------------------------------------------------------
 
     def _foreign(self, origin: int) -> list[Lease]:
@@ -114,14 +128,14 @@ class ReplicatedLedger(Ledger):
         lease = self._leases.get(write.id)
         if self._superseded(write):
             return Replicated.SUPERSEDED
-        # What its own replica says is taken whatever its version: the order of its writes is the authority.
-        if lease is not None and lease.origin != origin and not _beats(write, origin, lease):
-            return Replicated.OLDER
         if write.ended:
             self._hear_of_end(lease, write, origin, now)
             return Replicated.TAKEN
         if not write.whole and (lease is None or lease.origin != origin):
             return Replicated.NEEDS_WHOLE
+        # What its own replica says is taken whatever its version: the order of its writes is the authority.
+        if lease is not None and lease.origin != origin and not _beats(write, origin, lease):
+            return Replicated.OLDER
         self._take(lease, write, origin, now)
         return Replicated.TAKEN
 
@@ -255,5 +269,14 @@ def _reason(write: LeaseWrite, otherwise: Reason) -> Reason:
 def _beats(write: LeaseWrite, origin: int, lease: Lease) -> bool:
     """Whether another replica's record counts rather than the one that is here."""
     held = lease.holder is not None or lease.attached
-    mine = (lease.term, not lease.orphan, held, -lease.origin)
-    return (write.term, True, write.attached, -origin) > mine
+    mine = theirs = 0
+    if lease.kind is Kind.HTTP:
+        mine = max((h.order for h in lease.entries.values()), default=0)
+        theirs = max((record.order for record in write.put), default=0)
+    return (theirs, write.term, True, write.attached, -origin) > (
+        mine,
+        lease.term,
+        not lease.orphan,
+        held,
+        -lease.origin,
+    )

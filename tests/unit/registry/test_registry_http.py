@@ -9,6 +9,7 @@ import pytest
 from registrykit import ORDERS, a_ref, an_entry
 from rollbook import frames
 from rollbook.limits import MAX_BODY_BYTES
+from rollbook_registry.catalog.leases import http_lease
 from serverkit import until
 
 INSTANCES = "/services/orders/instances"
@@ -154,7 +155,7 @@ async def test_a_full_beat_that_was_deferred_twice_enters_once(registry):
     for _ in range(3):
         await registry.request("PUT", f"{INSTANCES}/{KEY}/beat", json=BODY)
     await until(lambda: registry.catalog.service(ORDERS))
-    assert registry.catalog.lease("http/10.0.0.1:8080").term == 1
+    assert registry.catalog.lease(http_lease(a_ref())).term == 1
 
 
 async def test_a_late_beat_after_removal_is_409_even_a_full_one(registry):
@@ -241,7 +242,7 @@ async def test_an_instance_that_a_pods_operator_does_not_name_is_refused_and_not
     await operator.register(an_entry(owner="u", cluster="eu-1"))
     problem = await registry.problem("POST", INSTANCES, json={**BODY, "port": 81, "owner": "u"})
     assert problem["code"] == "forbidden"
-    assert registry.catalog.lease("http/10.0.0.1:81") is None
+    assert registry.catalog.lease(http_lease(a_ref(port=81, owner="u"))) is None
     # What it names may say that it lives, whatever cluster it takes itself for.
     status, body, _ = await registry.request("POST", INSTANCES, json={**BODY, "owner": "u"})
     assert (status, body["instance"]["cluster"]) == (201, "eu-1")
