@@ -24,7 +24,7 @@ test-real: $(VENV)/.dev ## against real programs on this machine: a registry, Pr
 	@$(BIN)/pytest tests/integration
 
 test-quick: $(VENV)/.dev ## what needs neither root nor a cluster, in under a minute
-	@$(BIN)/pytest tests/unit -q -x
+	@$(BIN)/pytest tests/unit -q -x -n auto
 
 cluster: $(VENV)/.dev ## a real Kubernetes with Rollbook and a sample application, to try
 	@$(BIN)/python -m playground up
