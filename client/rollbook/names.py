@@ -36,7 +36,8 @@ MAX_PORT: Final = 65535
 NAMESPACE_FORM: Final = r"[0-9A-Za-z_-]+"
 GROUP_FORM: Final = r"[0-9A-Za-z_.:-]+"
 CLUSTER_FORM: Final = r"[0-9A-Za-z-]+"
-SERVICE_FORM: Final = r"[^\s/\x00-\x1f\x7f]+"
+# Two are named although `\s` has them, since to Python and to JSON Schema (ECMAScript) it is not the same.
+SERVICE_FORM: Final = r"[^\s/\x00-\x1f\x7f\x85\ufeff]+"
 _LABEL: Final = r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
 HOSTNAME_FORM: Final = rf"{_LABEL}(?:\.{_LABEL})*"
 ID_FORM: Final = r"[0-9A-Za-z._:/#@-]+"

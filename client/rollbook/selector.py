@@ -34,16 +34,19 @@ ACCEPTED: Final = (
     "a key or value with spaces or any of ,()=!<>' stands in single quotes, with '' for a quote"
 )
 
-_BARE: Final = r"[^\s\x00-\x1f\x7f,()=!<>']+"
+# Spelled out, since `\s` is not the same to Python and to JSON Schema (ECMAScript), which shares the pattern.
+_SPACE: Final = r"[ \t\n\r\f\v]"
+_BARE: Final = r"[^\s\x00-\x1f\x7f\x85\ufeff,()=!<>']+"
 _QUOTED: Final = r"'(?:[^']|'')*'"
-_TOKEN = re.compile(rf"\s*(?:(?P<bare>{_BARE})|(?P<quoted>{_QUOTED})|(?P<sign>==|!=|[=!,()])|(?P<end>\Z))")
+_TOKEN = re.compile(
+    rf"{_SPACE}*(?:(?P<bare>{_BARE})|(?P<quoted>{_QUOTED})|(?P<sign>==|!=|[=!,()])|(?P<end>\Z))"
+)
 
 _WORD: Final = rf"(?:{_BARE}|{_QUOTED})"
-_TERM: Final = (
-    rf"(?:!\s*{_WORD}"
-    rf"|{_WORD}(?:\s*(?:==?|!=)\s*{_WORD}?|\s+(?:not)?in\s*\(\s*{_WORD}(?:\s*,\s*{_WORD})*\s*\))?)"
-)
-PATTERN: Final = rf"^\s*(?:{_TERM}(?:\s*,\s*{_TERM})*\s*)?$"
+_COMMA: Final = rf"{_SPACE}*,{_SPACE}*"
+_VALUES: Final = rf"{_SPACE}+(?:not)?in{_SPACE}*\({_SPACE}*{_WORD}(?:{_COMMA}{_WORD})*{_SPACE}*\)"
+_TERM: Final = rf"(?:!{_SPACE}*{_WORD}|{_WORD}(?:{_SPACE}*(?:==?|!=){_SPACE}*{_WORD}?|{_VALUES})?)"
+PATTERN: Final = rf"^{_SPACE}*(?:{_TERM}(?:{_COMMA}{_TERM})*{_SPACE}*)?$"
 """The grammar as a regular expression, for the API's description; texts are read by :func:`parse`."""
 
 
@@ -190,7 +193,8 @@ class _Parser:
     def _token(self, start: int) -> _Token:
         found = _TOKEN.match(self._text, start)
         if found is None or found.lastgroup is None:
-            at = start + len(self._text[start:]) - len(self._text[start:].lstrip())
+            rest = self._text[start:]
+            at = start + len(rest) - len(rest.lstrip(" \t\n\r\f\v"))
             if self._text[at] == "'":
                 raise self._wrong(at, "has a quote that is not closed")
             raise self._wrong(at, f"has {self._text[at]!r}, which must stand in quotes")

@@ -147,8 +147,8 @@ WAIT: Final = Parameter(
     about=f"Wait for a revision other than `revision`, at most this long: 500ms, 30s, up to {MAX_WAIT:g}s.",
     schema={
         "type": "string",
-        "pattern": r"^\s*(?:(?:[0-5]?[0-9](?:\.[0-9]+)?|60)s?|[0-5]?[0-9]{1,4}(?:\.[0-9]+)?ms"
-        r"|0(?:\.[0-9]+)?m|1m)\s*$",
+        "pattern": r"^[ \t]*(?:(?:[0-5]?[0-9](?:\.[0-9]+)?|60)s?|[0-5]?[0-9]{1,4}(?:\.[0-9]+)?ms"
+        r"|0(?:\.[0-9]+)?m|1m)[ \t]*$",
     },
     read=_wait,
     default=0.0,

@@ -24,13 +24,35 @@ def map_query(context, query):
 
 
 @schemathesis.hook
+def map_body(context, body):
+    return whole(body)
+
+
+@schemathesis.hook
 def filter_body(context, body):
-    if not isinstance(body, dict):
-        return True
-    # To JSON Schema 8080.0 is an integer. No client writes a port so, and the registry refuses it.
-    if isinstance(body.get("port"), float):
-        return False
-    # That one time may not be above the other is beyond JSON Schema.
-    metadata = body.get("metadata")
+    return not isinstance(body, dict) or (times_fit(body.get("metadata")) and check_fits(body))
+
+
+def whole(value):
+    """To JSON Schema 8080.0 is an integer. No client writes a port so, and the registry refuses it."""
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def times_fit(metadata):
+    """That one time may not be above the other is beyond JSON Schema."""
     pair = {"preserved.heart.beat.timeout", "preserved.ip.delete.timeout"}
     return not isinstance(metadata, dict) or not pair <= metadata.keys()
+
+
+def check_fits(body):
+    """As above: a timeout is at most its interval, 5 s unless it says so; what is ephemeral has no check."""
+    check = body.get("check")
+    if not isinstance(check, dict):
+        return True
+    timeout, interval = check.get("timeout", 1), check.get("interval", 5)
+    numbers = isinstance(timeout, int | float) and isinstance(interval, int | float)
+    return (not numbers or timeout <= interval) and not ("ip" in body and body.get("ephemeral", True))

@@ -19,7 +19,7 @@ CHECKS = [
         names.check_service,
         "service",
         ["orders", "providers:org.demo.Orders:1.0:", "ä", "x" * 512, "..."],
-        ["", "a b", "a/b", "a@@b", "x" * 513, "a\n", "a\x00", ".", ".."],
+        ["", "a b", "a/b", "a@@b", "x" * 513, "a\n", "a\x00", "a\x85", "a\ufeff", ".", ".."],
     ),
     (names.check_cluster, "cluster", ["DEFAULT", "eu-1", "x" * 64], ["", "a.b", "a,b", "x" * 65, "a_b"]),
     (
