@@ -79,7 +79,7 @@ _OUTCOMES: Final = {
 
 _UNDO: Final = (
     "restore it from a copy; or move it and its -wal file away to begin without definitions "
-    "(the sqlite3 tool's .recover may save what can still be read)"
+    "(docs/operations.md says how to save what can still be read)"
 )
 
 
