@@ -154,10 +154,8 @@ def _summary(
             == (ref.service_key, ref.ip, ref.port)
         ]
         return f"it is not in the book: {'; '.join(about) or 'nobody speaks for it; its events may say why'}"
-    decided = next(
-        (j for j in judgements if j.where is not None and j.where[1] == shown.key and j.instance is not None),
-        None,
-    )
+    where = (ref.service_key, shown.key)
+    decided = next((j for j in judgements if j.where == where), None)
     why = decided.why.value if decided is not None else ""
     parts = [f"it is {'healthy' if shown.healthy else 'not healthy'}: {why}"]
     if not shown.ready:

@@ -113,7 +113,7 @@ def merge(entries: Collection[Held]) -> Merged:
 
 
 def judge(entries: Collection[Held]) -> Iterator[Judgement]:
-    """Apply the rules to each entry about one pod, or one endpoint. What is shown last counts."""
+    """Apply the rules to each entry about one pod, or one endpoint."""
     owned = next((h.entry.owner for h in entries), "")
     return _judge_pod(entries) if owned else _judge_endpoint(entries)
 
@@ -146,8 +146,10 @@ def _judge_pod(entries: Collection[Held]) -> Iterator[Judgement]:
     if operators:
         yield from _judge_confirmed(operators, publishers)
         return
-    for held in publishers:  # the newest last, so that it counts
-        yield _shown(held, _alive(held), alive=held.alive)
+    shown = [_shown(held, _alive(held), alive=held.alive) for held in publishers]
+    newest = {judgement.where: judgement for judgement in shown}
+    for judgement in shown:
+        yield judgement if newest[judgement.where] is judgement else Judgement(judgement.held, Why.OLDER)
 
 
 def _judge_confirmed(operators: list[Held], publishers: list[Held]) -> Iterator[Judgement]:
