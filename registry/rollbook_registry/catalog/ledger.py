@@ -223,7 +223,10 @@ class Ledger:
         self._events.append(LeaseChanged(lease.id, lease.term, reason))
 
     def _remember(self, id_: LeaseId, ended: Ended) -> None:
-        self._ended.pop(id_, None)
+        former = self._ended.pop(id_, None)
+        if former is not None and former.term > ended.term:
+            # Another replica's late word about an older life of it.
+            ended = ended._replace(term=former.term)
         self._ended[id_] = ended
         if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
