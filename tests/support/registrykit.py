@@ -21,7 +21,7 @@ from rollbook_registry.catalog import (
     Written,
 )
 from rollbook_registry.catalog.leases import Kind
-from rollbook_registry.catalog.records import LeaseWrite, PodRecord
+from rollbook_registry.catalog.records import EntryRecord, LeaseWrite, PodRecord
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
 ORDERS = ServiceKey("public", "DEFAULT_GROUP", "orders")
@@ -38,6 +38,15 @@ def an_entry(port: int = 8080, **fields) -> Entry:
 
 def a_ref(port: int = 8080, **fields) -> EntryRef:
     return EntryRef(**{"service": "orders", "ip": "10.0.0.1", "port": port, **fields})
+
+
+def a_write(*entries, lease="a", term=1, n=1, order=1, **fields):
+    """Another replica's whole record of a lease."""
+    put = [EntryRecord(entry=e, order=order + i, since=order + i, term=term) for i, e in enumerate(entries)]
+    return LeaseWrite(
+        **{"id": lease, "kind": Kind.SESSION, "term": term, "n": n, "whole": True, "attached": True, "put": put}
+        | fields
+    )
 
 
 class Disk:

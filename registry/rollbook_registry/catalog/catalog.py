@@ -214,6 +214,9 @@ class Catalog(ReplicatedLedger):
             and (operators or held.kind is not Kind.OPERATOR)
         ]
         for lease, held in found:
+            if lease.origin != self.ordinal:
+                # A lost replica's: the others are to miss it too, so this one answers for the rest from now on.
+                self._open(lease.id, kind=lease.kind, term=0, epoch=lease.epoch, now=now)
             self._let_go(lease, held, reason, now)
             self._forget_if_empty(lease, reason, now)
         self._commit(now)
