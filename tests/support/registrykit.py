@@ -10,6 +10,7 @@ import msgspec
 from rollbook.digest import digest
 from rollbook.model import Entry, EntryRef, Instance
 from rollbook.names import InstanceKey, LeaseId, ServiceKey
+from rollbook.problems import Problem
 from rollbook_registry.catalog import (
     Catalog,
     Deadline,
@@ -40,11 +41,27 @@ def a_ref(port: int = 8080, **fields) -> EntryRef:
     return EntryRef(**{"service": "orders", "ip": "10.0.0.1", "port": port, **fields})
 
 
+def tried(command):
+    """What a command returned, and the code of the problem if it was refused."""
+    try:
+        return command(), None
+    except Problem as problem:
+        return None, problem.code
+
+
 def a_write(*entries, lease="a", term=1, n=1, order=1, **fields):
     """Another replica's whole record of a lease."""
     put = [EntryRecord(entry=e, order=order + i, since=order + i, term=term) for i, e in enumerate(entries)]
     return LeaseWrite(
-        **{"id": lease, "kind": Kind.SESSION, "term": term, "n": n, "whole": True, "attached": True, "put": put}
+        **{
+            "id": lease,
+            "kind": Kind.SESSION,
+            "term": term,
+            "n": n,
+            "whole": True,
+            "attached": True,
+            "put": put,
+        }
         | fields
     )
 

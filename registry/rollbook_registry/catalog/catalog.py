@@ -215,7 +215,7 @@ class Catalog(ReplicatedLedger):
         ]
         for lease, held in found:
             if lease.origin != self.ordinal:
-                # A lost replica's: the others are to miss it too, so this one answers for the rest from now on.
+                # A lost replica's: the others are to miss it too, so this one answers for the rest.
                 self._open(lease.id, kind=lease.kind, term=0, epoch=lease.epoch, now=now)
             self._let_go(lease, held, reason, now)
             self._forget_if_empty(lease, reason, now)

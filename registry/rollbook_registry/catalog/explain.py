@@ -13,9 +13,9 @@ import xxhash
 
 from rollbook.digest import spell
 from rollbook.model import Instance
+from rollbook.names import instance_key
 from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.merge import judge
-from rollbook_registry.catalog.rulings import ref_of
 
 if TYPE_CHECKING:
     from rollbook.model import EntryRef
@@ -92,10 +92,11 @@ def explain(ledger: Ledger, ref: EntryRef, now: float) -> Explanation:
     group = ledger.groups.get(group_key(ref))
     judgements = list(judge(group.held.values())) if group is not None else []
     override = ledger.rulings.overrides.get(ref)
+    plain = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
     shown = None
     for (service, _), instance in group.visible.items() if group is not None else ():
         same = (service, instance.ip, instance.port) == (ref.service_key, ref.ip, ref.port)
-        if same and (shown is None or ref_of(service, instance) == ref):
+        if same and (shown is None or instance.key == plain):
             shown = instance
     pod = ledger.pods.state(ref.owner) if ref.owner else ""
     return Explanation(

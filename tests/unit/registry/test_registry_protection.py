@@ -32,7 +32,7 @@ def expired(ledger):
     return ledger.reasons().count("expired") // 2  # of the entry, and of its lease
 
 
-# --- bounded --------------------------------------------------------------------------------------------------
+# --- bounded --------------------------------------------------------------------------------------------
 
 
 def test_when_all_fall_silent_at_once_a_set_share_goes_in_a_window():
@@ -74,7 +74,7 @@ def test_who_is_silent_later_in_the_window_has_what_is_left_of_it():
     assert ledger.protection.kept == 90
 
 
-# --- random, with the rng passed in ---------------------------------------------------------------------------
+# --- random, with the rng passed in ---------------------------------------------------------------------
 
 
 def test_chance_chooses_who_goes_and_the_same_chance_the_same():
@@ -97,10 +97,12 @@ def test_no_service_loses_all_it_has_first():
     assert min(left) > 0
 
 
-# --- the base: confirmed ends leave it ------------------------------------------------------------------------
+# --- the base: confirmed ends leave it ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["goodbye", "deregistered", "deleted", "closed", "fenced", "address", "moved"])
+@pytest.mark.parametrize(
+    "end", ["goodbye", "deregistered", "deleted", "closed", "fenced", "address", "moved"]
+)
 def test_ends_that_somebody_vouches_for_make_the_base_smaller_and_use_nothing_up(end):
     owner = {"owner": "u"} if end in {"closed", "fenced"} else {}
     ledger = Ledger(protected=Protected(share=0.2, floor=1, window=WINDOW))
@@ -186,7 +188,7 @@ def test_scaling_down_by_confirmed_deletions_never_brings_protection_on():
     assert len(there(ledger)) == 3
 
 
-# --- it ends by itself ----------------------------------------------------------------------------------------
+# --- it ends by itself ----------------------------------------------------------------------------------
 
 
 def test_the_base_shrinks_with_each_window_until_nobody_silent_is_left():
@@ -236,7 +238,7 @@ def test_protection_does_not_begin_and_end_with_each_window():
         assert ledger.protection.active
 
 
-# --- what else a kept lease holds -----------------------------------------------------------------------------
+# --- what else a kept lease holds -----------------------------------------------------------------------
 
 
 def test_an_instance_that_would_go_before_it_turns_silent_turns_silent_when_it_is_kept():
@@ -271,15 +273,13 @@ def test_a_plain_http_clients_lease_is_counted_once_however_often_its_others_bea
     )
     for _ in range(12):
         ledger.wait(5.0)
-        ledger.do(
-            lambda c, now: c.beat_http("http/10.0.0.1:600", a_ref(600, cluster="z"), term=0, now=now)
-        )
+        ledger.do(lambda c, now: c.beat_http("http/10.0.0.1:600", a_ref(600, cluster="z"), term=0, now=now))
         if ledger.protection.active:
             assert ledger.protection.kept <= 101
     assert ledger.shown()["10.0.0.1:600:z"].healthy
 
 
-# --- limits ---------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------------
 
 
 def test_a_small_book_is_judged_by_silence_alone():

@@ -1,4 +1,4 @@
-"""Replicas that tell each other what they write agree once everything is delivered, whoever their clients go to.
+"""Replicas that tell each other what they write agree once all is delivered, whoever their clients go to.
 
 What one replica writes arrives at each other one in order, at any later time. Clients move as they like, late
 frames of their former sessions included. Nothing is lost here and nobody crashes; that is the simulator's.
@@ -12,15 +12,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from registrykit import Ledger, a_ref, an_entry
+from registrykit import Ledger, a_ref, an_entry, tried
 from rollbook.frames import GonePod
-from rollbook.problems import Problem
 from rollbook_registry.catalog import PodsMarked
-from rollbook_registry.catalog.leases import Kind
 
 REPLICAS = 3
 CLIENTS = ("a", "b")
 PODS = ("u", "v")
+FINE = {None, "pod_terminating", "pod_gone"}
+"""What anybody may be told."""
 
 replicas = st.integers(0, REPLICAS - 1)
 clients = st.sampled_from(CLIENTS)
@@ -50,7 +50,7 @@ class Replicas(RuleBasedStateMachine):
         """Operators that have entered a complete list."""
         self.ended: set[str] = set()
 
-    # --- the network -----------------------------------------------------------------------------------------
+    # --- the network ------------------------------------------------------------------------------------
 
     def post(self):
         for n, replica in enumerate(self.replicas):
@@ -86,7 +86,7 @@ class Replicas(RuleBasedStateMachine):
             self.carry(busy[0])
         self.all_agree()
 
-    # --- clients ---------------------------------------------------------------------------------------------
+    # --- clients ----------------------------------------------------------------------------------------
 
     def attach(self, name, n, **how):
         attachment = self.replicas[n].attach(name, term=self.terms.get(name, 0), holder=f"{name}@{n}", **how)
@@ -109,12 +109,7 @@ class Replicas(RuleBasedStateMachine):
     def register(self, name, said):
         if name not in self.at:
             return
-        try:
-            self.replicas[self.at[name]].register(name, *said)
-        except Problem as problem:
-            assert problem.code in {"lease_ended", "pod_terminating", "pod_gone"}
-            if problem.code == "lease_ended":
-                del self.at[name]
+        self.speak(name, lambda there: there.register(name, *said))
 
     @rule(
         name=clients,
@@ -123,12 +118,14 @@ class Replicas(RuleBasedStateMachine):
     def beat(self, name, down):
         if name not in self.at:
             return
-        try:
-            self.replicas[self.at[name]].beat(name, term=self.terms[name], down=down)
-        except Problem as problem:
-            assert problem.code in {"lease_ended", "pod_terminating", "pod_gone"}
-            if problem.code == "lease_ended":
-                del self.at[name]
+        self.speak(name, lambda there: there.beat(name, term=self.terms[name], down=down))
+
+    def speak(self, name, command):
+        """Whoever is told that its lease has ended leaves."""
+        _, code = tried(lambda: command(self.replicas[self.at[name]]))
+        assert code in {*FINE, "lease_ended"}
+        if code == "lease_ended":
+            del self.at[name]
 
     @rule(name=clients, port=st.sampled_from([1, 2]), owner=st.sampled_from(["", *PODS]))
     def deregister(self, name, port, owner):
@@ -143,23 +140,19 @@ class Replicas(RuleBasedStateMachine):
 
     @rule(n=replicas, entry=entries)
     def register_http(self, n, entry):
-        try:
-            self.replicas[n].register_http(entry)
-        except Problem as problem:
-            assert problem.code in {"pod_terminating", "pod_gone"}
+        _, code = tried(lambda: self.replicas[n].register_http(entry))
+        assert code in FINE
 
     @rule(n=replicas, port=st.sampled_from([1, 2]), owner=st.sampled_from(["", *PODS]))
     def beat_http(self, n, port, owner):
-        try:
-            self.replicas[n].beat_http(a_ref(port, owner=owner))
-        except Problem as problem:
-            assert problem.code in {"unknown_instance", "lease_ended", "pod_terminating", "pod_gone"}
+        _, code = tried(lambda: self.replicas[n].beat_http(a_ref(port, owner=owner)))
+        assert code in {*FINE, "unknown_instance", "lease_ended"}
 
     @rule(n=replicas, port=st.sampled_from([1, 2]), owner=st.sampled_from(["", *PODS]))
     def delete(self, n, port, owner):
         self.replicas[n].delete(a_ref(port, owner=owner))
 
-    # --- operators and pods ----------------------------------------------------------------------------------
+    # --- operators and pods -----------------------------------------------------------------------------
 
     @rule(n=replicas)
     def operator_starts(self, n):
@@ -172,12 +165,10 @@ class Replicas(RuleBasedStateMachine):
     def operator_moves(self, which, n):
         """Reconnected, it says again what it had said to be complete."""
         name, epoch = self.operator(which)
-        try:
-            self.attach(name, n, operator=True, epoch=epoch)
-            if name in self.complete:
-                self.replicas[n].synced(name)
-        except Problem as problem:
-            assert problem.code == "epoch_superseded"
+        _, code = tried(lambda: self.attach(name, n, operator=True, epoch=epoch))
+        assert code in {None, "epoch_superseded"}
+        if not code and name in self.complete:
+            self.replicas[n].synced(name)
 
     @precondition(lambda self: self.operators)
     @rule(which=st.integers(0, 9), said=st.lists(told_entries, max_size=2), complete=st.booleans())
@@ -185,13 +176,11 @@ class Replicas(RuleBasedStateMachine):
         name, _ = self.operator(which)
         if name in self.at:
             there = self.replicas[self.at[name]]
-            try:
-                there.register(name, *said)
-                if complete:
-                    there.synced(name)
-                    self.complete.add(name)
-            except Problem as problem:
-                assert problem.code in {"epoch_superseded", "lease_ended", "pod_terminating", "pod_gone"}
+            _, code = tried(lambda: there.register(name, *said))
+            assert code in {*FINE, "epoch_superseded", "lease_ended"}
+            if not code and complete:
+                there.synced(name)
+                self.complete.add(name)
 
     def operator(self, which):
         """One of the last two."""
@@ -215,7 +204,7 @@ class Replicas(RuleBasedStateMachine):
         assert len({replica.now for replica in self.replicas}) == 1
         self.post()
 
-    # --- what holds ------------------------------------------------------------------------------------------
+    # --- what holds -------------------------------------------------------------------------------------
 
     @invariant()
     def what_was_written_is_on_its_way(self):
@@ -224,7 +213,7 @@ class Replicas(RuleBasedStateMachine):
     def all_agree(self):
         books = [replica.book() for replica in self.replicas]
         assert books[0] == books[1] == books[2]
-        owned = [{id_: n for id_ in r.catalog.own()} for n, r in enumerate(self.replicas)]
+        owned = [dict.fromkeys(r.catalog.own(), n) for n, r in enumerate(self.replicas)]
         owners = {**owned[0], **owned[1], **owned[2]}
         assert len(owners) == sum(map(len, owned)), "each lease has one owner"
         for replica in self.replicas:

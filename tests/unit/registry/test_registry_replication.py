@@ -28,7 +28,7 @@ def written(ledger):
     return [e.write for e in ledger.take() if isinstance(e, Written)]
 
 
-# --- whose record counts --------------------------------------------------------------------------------------
+# --- whose record counts --------------------------------------------------------------------------------
 
 
 def test_what_another_replica_writes_is_shown_and_told_on_to_nobody(ledger):
@@ -89,7 +89,7 @@ def test_what_its_own_replica_says_is_taken_whatever_the_version(ledger):
     assert ledger.only().weight == 4.0
 
 
-# --- yielding -------------------------------------------------------------------------------------------------
+# --- yielding -------------------------------------------------------------------------------------------
 
 
 def test_an_own_lease_whose_client_went_on_elsewhere_is_yielded_without_a_gap(ledger):
@@ -180,7 +180,7 @@ def test_a_reason_of_a_newer_version_is_understood_as_an_end(ledger):
     assert ledger.shown() == {}
 
 
-# --- orphans --------------------------------------------------------------------------------------------------
+# --- orphans --------------------------------------------------------------------------------------------
 
 
 def test_a_lost_replicas_leases_stay_as_last_known_however_long_they_are_silent(ledger):
@@ -307,7 +307,7 @@ def test_an_earlier_process_here_gives_way_to_a_newer_one_at_another_replica(led
     assert ledger.only().healthy
 
 
-# --- pods -----------------------------------------------------------------------------------------------------
+# --- pods -----------------------------------------------------------------------------------------------
 
 
 def test_pods_that_a_peer_knows_to_be_closed_are_closed_here_and_told_once(ledger):
@@ -345,7 +345,7 @@ def test_a_fenced_address_takes_no_persistent_instances_verdict_with_it(ledger):
     assert not ledger.only().healthy
 
 
-# --- restore --------------------------------------------------------------------------------------------------
+# --- restore --------------------------------------------------------------------------------------------
 
 
 def restarted(ledger):
@@ -462,13 +462,11 @@ def test_a_lease_that_held_nothing_does_not_come_back(ledger):
     assert [w.ended for w in written(new)] == [True]
 
 
-# --- operators ------------------------------------------------------------------------------------------------
+# --- operators ------------------------------------------------------------------------------------------
 
 
 def an_operators(*entries, lease="op", epoch=1, synced=False, **fields):
-    put = [
-        EntryRecord(entry=e, order=i + 1, since=i + 1, epoch=epoch) for i, e in enumerate(entries)
-    ]
+    put = [EntryRecord(entry=e, order=i + 1, since=i + 1, epoch=epoch) for i, e in enumerate(entries)]
     return a_write(lease=lease, kind=Kind.OPERATOR, epoch=epoch, synced=synced, put=put, **fields)
 
 
@@ -532,7 +530,7 @@ def test_what_an_operator_said_under_an_older_epoch_stays_older_at_its_followers
     assert follower.only().weight == ledger.only().weight == 2.0
 
 
-# --- what is told ---------------------------------------------------------------------------------------------
+# --- what is told ---------------------------------------------------------------------------------------
 
 
 def test_a_command_writes_once_and_a_beat_that_changes_nothing_not_at_all(ledger):

@@ -36,7 +36,7 @@ def check(ledger, entry, *, works):
     ledger.register(CHECKER, an_entry(entry.port, ephemeral=False, alive=works))
 
 
-# --- overrides ------------------------------------------------------------------------------------------------
+# --- overrides ------------------------------------------------------------------------------------------
 
 
 def test_an_instance_that_was_taken_offline_stays_so_through_registrations_and_beats(ledger):
@@ -122,7 +122,7 @@ def test_it_is_a_replicas_own_and_not_written_to_others(ledger):
     assert list(ledger.catalog.own()) == ["a"]
 
 
-# --- definitions and verdicts ---------------------------------------------------------------------------------
+# --- definitions and verdicts ---------------------------------------------------------------------------
 
 
 def test_a_defined_instance_stays_without_any_beat_until_it_is_taken_back(ledger):
@@ -169,7 +169,11 @@ def test_a_persistent_instance_and_a_client_at_one_endpoint_are_listed_side_by_s
     check(ledger, define(ledger), works=False)
     ledger.enter("a", an_entry())
     persistent, client = ledger.shown().values()
-    assert (persistent.key, persistent.ephemeral, persistent.healthy) == ("10.0.0.1:8080:DEFAULT", False, False)
+    assert (persistent.key, persistent.ephemeral, persistent.healthy) == (
+        "10.0.0.1:8080:DEFAULT",
+        False,
+        False,
+    )
     assert client.key.startswith("10.0.0.1:8080:DEFAULT~")
     assert (client.ephemeral, client.healthy) == (True, True)
     ledger.wait(30.0)
@@ -184,7 +188,7 @@ def test_deregistering_whatever_is_there_leaves_what_was_defined(ledger):
     assert not ledger.delete(a_ref())
 
 
-# --- services' settings ---------------------------------------------------------------------------------------
+# --- services' settings ---------------------------------------------------------------------------------
 
 
 def test_a_service_with_settings_is_kept_though_it_is_empty(ledger):
