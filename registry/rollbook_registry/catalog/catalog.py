@@ -206,11 +206,11 @@ class Catalog(ReplicatedLedger):
         """
         group = self.groups.get(group_key(ref))
         found = [
-            (self._leases[lease_id], held)
-            for (lease_id, _), held in (group.held.items() if group else ())
+            (self._leases[held.lease], held)
+            for held in (group.held if group else ())
             if (held.entry.service_key, held.entry.ip, held.entry.port) == (ref.service_key, ref.ip, ref.port)
             and held.entry.ephemeral
-            and (self._leases[lease_id].origin == self.ordinal or held.orphan)
+            and (self._leases[held.lease].origin == self.ordinal or held.orphan)
             and (operators or held.kind is not Kind.OPERATOR)
         ]
         for lease, held in found:
@@ -303,7 +303,7 @@ class Catalog(ReplicatedLedger):
                 held.silent = True
                 lease.quiet += 1
                 self._note(held, Reason.SILENT)
-                self._changed_entry(lease, held.entry.ref)
+                self._changed_entry(lease, held.ref)
             if not overdue:
                 rest.append(held)
             elif not lease.protected:
@@ -427,8 +427,10 @@ class Catalog(ReplicatedLedger):
             )
         self.rulings.definitions[ref] = definition
         entry = definition.entry
+        old = lease.entries.get(ref)
         held = Held(
             entry=entry,
+            ref=old.ref if old is not None else ref,
             lease=DEFINITIONS,
             kind=Kind.DEFINITIONS,
             epoch=0,

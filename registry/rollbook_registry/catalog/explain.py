@@ -90,7 +90,7 @@ class Explanation(msgspec.Struct, kw_only=True, frozen=True):
 def explain(ledger: Ledger, ref: EntryRef, now: float) -> Explanation:
     """Say why an instance is (un)healthy, or is not in the book."""
     group = ledger.groups.get(group_key(ref))
-    judgements = list(judge(group.held.values())) if group is not None else []
+    judgements = list(judge(group.held)) if group is not None else []
     override = ledger.rulings.overrides.get(ref)
     plain = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
     shown = None

@@ -47,6 +47,7 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
     """An entry as its lease holds it.
 
     Attributes:
+        ref: its name; one object, wherever it is a key.
         order: grows with every registration on any replica; of two that speak for the same, the newer counts.
         since: ``order`` at its first registration under its lease.
         term: of the lease when it was entered; a plain HTTP client has one for each of its instances.
@@ -60,6 +61,7 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
     """
 
     entry: Entry
+    ref: EntryRef
     lease: LeaseId
     kind: Kind
     epoch: int

@@ -194,12 +194,14 @@ class ReplicatedLedger(Ledger):
                 self._note(old, Reason.APPLICATION_DOWN if record.down else Reason.APPLICATION_UP)
         held = self._held(lease, record, now)
         self._put(lease, held)
-        self._supersede(lease, held, now)
+        self._supersede(held, now)
 
     def _held(self, lease: Lease, record: EntryRecord, now: float) -> Held:
         unhealthy_after, remove_after = self._patience(lease, record.entry)
+        old = lease.entries.get(record.entry.ref)
         return Held(
             entry=record.entry,
+            ref=old.ref if old is not None else record.entry.ref,
             lease=lease.id,
             kind=lease.kind,
             epoch=record.epoch,

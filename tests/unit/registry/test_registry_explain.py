@@ -188,7 +188,7 @@ def explained(ledger, ref=None):
 @pytest.mark.parametrize(("why", "made", "because"), REACHED, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_each_rule_is_told_where_it_decides(ledger, why, made, because):
     made(ledger)
-    owners = {h.entry.owner for g in ledger.catalog.groups._groups.values() for h in g.held.values()}
+    owners = {h.entry.owner for g in ledger.catalog.groups._groups.values() for h in g.held}
     found = explained(ledger, a_ref(owner=owners.pop()))
     assert found.because == because
     (entry, *_) = [e for e in found.entries if e.rule == why.name.lower()]

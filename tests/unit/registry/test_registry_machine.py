@@ -461,10 +461,13 @@ class Book(RuleBasedStateMachine):
         for lease, ref, held in self.held():
             assert held.lease == lease.id
             assert held.entry.ref == ref
+            assert held.ref is ref, "one object, wherever it is a key"
             by_group[group_key(ref)].add(held)
             addresses[ref.ip].add(group_key(ref))
-        assert {key: set(g.held.values()) for key, g in catalog.groups._groups.items()} == by_group
-        assert catalog.groups._at_address == addresses
+        assert {key: set(g.held) for key, g in catalog.groups._groups.items()} == by_group
+        assert set(catalog.groups._at_address) == set(addresses)
+        for ip, there in addresses.items():
+            assert set(catalog.groups.at_address(ip)) == there
         usage = catalog.services.usage("public")
         assert usage.instances == catalog.services.instances == len(self.oracle.shown())
         assert usage.services == len(catalog.services) == len(list(catalog.services))

@@ -223,7 +223,7 @@ class Replicas(RuleBasedStateMachine):
                 ours, theirs = replica.catalog.record(id_), self.replicas[n].catalog.record(id_)
                 assert _facts(ours) == _facts(theirs)
             for uid in self.ended:
-                assert replica.catalog.groups.get((uid,)) is None
+                assert replica.catalog.groups.get(uid) is None
 
     def teardown(self):
         self.deliver_all()
