@@ -14,7 +14,7 @@ from rollbook.problems import Problem
 from rollbook_registry.catalog.definitions import Configured, Defined, Named, Overridden
 from rollbook_registry.catalog.events import Happened, LeaseChanged, Reason
 from rollbook_registry.catalog.groups import group_key
-from rollbook_registry.catalog.leases import DEFINITIONS, Held, Kind, Lease
+from rollbook_registry.catalog.leases import DEFINITIONS, NOTHING, Held, Kind, Lease
 from rollbook_registry.catalog.ledger import ENDED_KEPT
 from rollbook_registry.catalog.merge import marked
 from rollbook_registry.catalog.quotas import check_quotas
@@ -242,7 +242,7 @@ class Catalog(ReplicatedLedger):
                 held = lease.entries.get(ref)
                 if held is not None:
                     self._set_down(lease, held, down=ref in down)
-            lease.down = down
+            lease.down = down or NOTHING
         self._commit(now)
 
     def beat_http(self, id_: LeaseId, ref: EntryRef, *, term: int, now: float) -> None:

@@ -22,6 +22,9 @@ CHECKER_LEASES: Final = "checker/"
 DEFINITIONS: Final = LeaseId("definitions")
 """The lease that holds the persistent instances, as the store has them."""
 
+NOTHING: Final[frozenset[EntryRef]] = frozenset()
+"""Of what is down, for most leases; an empty set of its own for each would be larger than the lease."""
+
 
 class Kind(StrEnum):
     """What sort of publisher holds a lease."""
@@ -138,7 +141,7 @@ class Lease:
         self.seen = seen
         self.owner = ""
         self.entries: dict[EntryRef, Held] = {}
-        self.down: frozenset[EntryRef] = frozenset()
+        self.down = NOTHING
         self.quiet = 0
         self.protected = False
 

@@ -31,6 +31,7 @@ from rollbook_registry.catalog.quotas import Quotas
 from rollbook_registry.catalog.records import EntryRecord, LeaseWrite
 from rollbook_registry.catalog.rulings import Rulings
 from rollbook_registry.catalog.services import Service, Services
+from rollbook_registry.catalog.sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -117,6 +118,7 @@ class Ledger:
         """The highest epoch whose operator has said that its list is complete."""
         self._empty: dict[ServiceKey, None] = {}
         self._swept_pods = 0.0
+        self._sharing = Sharing()
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -240,14 +242,14 @@ class Ledger:
 
     def _hold(self, lease: Lease, entry: Entry, now: float) -> Held:
         """Enter what one's own client says."""
-        ref = entry.ref
-        old = lease.entries.get(ref)
+        old = lease.entries.get(entry.ref)
+        entry = self._kept(entry, old)
         operator = lease.kind is Kind.OPERATOR
         self._order += 1
         unhealthy_after, remove_after = self._patience(lease, entry)
         held = Held(
             entry=entry,
-            ref=old.ref if old is not None else ref,
+            ref=old.ref if old is not None else entry.ref,
             lease=lease.id,
             kind=lease.kind,
             epoch=lease.epoch,
@@ -266,6 +268,10 @@ class Ledger:
             self._note(held, Reason.RECOVERED)
         self._supersede(held, now)
         return held
+
+    def _kept(self, entry: Entry, old: Held | None) -> Entry:
+        """Return an equal entry that takes as little room as may be."""
+        return old.entry if old is not None and old.entry == entry else self._sharing.share(entry)
 
     def _patience(self, lease: Lease, entry: Entry) -> tuple[float, float]:
         """Seconds of silence until an entry is not alive, and until it is out: its own, or the book's."""
@@ -326,7 +332,11 @@ class Ledger:
         """
         entry = held.entry
         group = self.groups.get(group_key(held.ref))
-        if group is None or len(group.held) == 1 or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP):
+        if (
+            group is None
+            or len(group.held) == 1
+            or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP)
+        ):
             return
         for other in list(group.held):
             same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
@@ -345,7 +355,8 @@ class Ledger:
             if len(self._removed) > MAX_ENDED:
                 del self._removed[next(iter(self._removed))]
         lease.quiet -= held.silent
-        lease.down -= {ref}
+        if ref in lease.down:
+            lease.down -= {ref}
         self.groups.remove(held)
         self._note(held, reason)
         if self._is_written(lease):

@@ -199,9 +199,10 @@ class ReplicatedLedger(Ledger):
     def _held(self, lease: Lease, record: EntryRecord, now: float) -> Held:
         unhealthy_after, remove_after = self._patience(lease, record.entry)
         old = lease.entries.get(record.entry.ref)
+        entry = self._kept(record.entry, old)
         return Held(
-            entry=record.entry,
-            ref=old.ref if old is not None else record.entry.ref,
+            entry=entry,
+            ref=old.ref if old is not None else entry.ref,
             lease=lease.id,
             kind=lease.kind,
             epoch=record.epoch,
