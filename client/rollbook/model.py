@@ -30,7 +30,13 @@ MAX_TIMING_MS: Final = 24 * 3600 * 1000
 
 
 class EntryRef(
-    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    kw_only=True,
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+    cache_hash=True,
 ):
     """Names one entry of a lease: the endpoint in its service."""
 

@@ -358,6 +358,7 @@ def test_each_part_accepts_its_arguments(any_objects, key, cli, settings, name):
     arguments = any_objects[key]["spec"]["template"]["spec"]["containers"][0]["args"]
     command = importlib.import_module(cli).main
     chosen = command.make_context("test", list(arguments)).params
+    assert chosen.pop("config") is None
     getattr(importlib.import_module(settings), name)(**chosen)
 
 

@@ -10,6 +10,7 @@ import msgspec
 from rollbook.digest import digest
 from rollbook.model import Entry, EntryRef, Instance
 from rollbook.names import InstanceKey, LeaseId, ServiceKey
+from rollbook.problems import Problem
 from rollbook_registry.catalog import (
     Catalog,
     Deadline,
@@ -21,7 +22,7 @@ from rollbook_registry.catalog import (
     Written,
 )
 from rollbook_registry.catalog.leases import Kind
-from rollbook_registry.catalog.records import LeaseWrite, PodRecord
+from rollbook_registry.catalog.records import EntryRecord, LeaseWrite, PodRecord
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
 ORDERS = ServiceKey("public", "DEFAULT_GROUP", "orders")
@@ -38,6 +39,31 @@ def an_entry(port: int = 8080, **fields) -> Entry:
 
 def a_ref(port: int = 8080, **fields) -> EntryRef:
     return EntryRef(**{"service": "orders", "ip": "10.0.0.1", "port": port, **fields})
+
+
+def tried(command):
+    """What a command returned, and the code of the problem if it was refused."""
+    try:
+        return command(), None
+    except Problem as problem:
+        return None, problem.code
+
+
+def a_write(*entries, lease="a", term=1, n=1, order=1, **fields):
+    """Another replica's whole record of a lease."""
+    put = [EntryRecord(entry=e, order=order + i, since=order + i, term=term) for i, e in enumerate(entries)]
+    return LeaseWrite(
+        **{
+            "id": lease,
+            "kind": Kind.SESSION,
+            "term": term,
+            "n": n,
+            "whole": True,
+            "attached": True,
+            "put": put,
+        }
+        | fields
+    )
 
 
 class Disk:

@@ -14,7 +14,7 @@ from rollbook.problems import Problem
 from rollbook_registry.catalog.definitions import Configured, Defined, Named, Overridden
 from rollbook_registry.catalog.events import Happened, LeaseChanged, Reason, ServiceForgotten
 from rollbook_registry.catalog.groups import group_key
-from rollbook_registry.catalog.leases import DEFINITIONS, Held, Kind, Lease
+from rollbook_registry.catalog.leases import DEFINITIONS, NOTHING, Held, Kind, Lease
 from rollbook_registry.catalog.ledger import ENDED_KEPT
 from rollbook_registry.catalog.merge import marked
 from rollbook_registry.catalog.quotas import check_quotas, check_service_quotas
@@ -219,15 +219,16 @@ class Catalog(ReplicatedLedger):
         """
         group = self.groups.get(group_key(ref))
         found = [
-            (self._leases[lease_id], held)
-            for (lease_id, _), held in (group.held.items() if group else ())
+            (self._leases[held.lease], held)
+            for held in (group.held if group else ())
             if (held.entry.service_key, held.entry.ip, held.entry.port) == (ref.service_key, ref.ip, ref.port)
             and held.entry.ephemeral
-            and (self._is_ours(self._leases[lease_id]) or held.orphan)
+            and (self._is_ours(self._leases[held.lease]) or held.orphan)
             and (operators or held.kind is not Kind.OPERATOR)
         ]
         for lease, held in found:
             if lease.origin != self.ordinal:
+                # A lost replica's, or a plain client's: the others are to miss it too.
                 self._open(lease.id, kind=lease.kind, term=0, epoch=lease.epoch, now=now)
             self._let_go(lease, held, reason, now)
             self._forget_if_empty(lease, reason, now)
@@ -254,7 +255,7 @@ class Catalog(ReplicatedLedger):
                 held = lease.entries.get(ref)
                 if held is not None:
                     self._set_down(lease, held, down=ref in down)
-            lease.down = down
+            lease.down = down or NOTHING
         self._commit(now)
 
     def beat_http(self, id_: LeaseId, ref: EntryRef, *, term: int, now: float) -> None:
@@ -315,7 +316,7 @@ class Catalog(ReplicatedLedger):
                 held.silent = True
                 lease.quiet += 1
                 self._note(held, Reason.SILENT)
-                self._changed_entry(lease, held.entry.ref)
+                self._changed_entry(lease, held.ref)
             if not overdue:
                 rest.append(held)
             elif not lease.protected:
@@ -446,8 +447,10 @@ class Catalog(ReplicatedLedger):
             )
         self.rulings.definitions[ref] = definition
         entry = definition.entry
+        old = lease.entries.get(ref)
         held = Held(
             entry=entry,
+            ref=old.ref if old is not None else ref,
             lease=DEFINITIONS,
             kind=Kind.DEFINITIONS,
             epoch=0,

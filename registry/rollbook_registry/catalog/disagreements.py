@@ -69,8 +69,8 @@ def disagreements(ledger: Ledger, now: float, *, stuck_after: float) -> Iterator
         stuck_after: seconds of terminating that are still usual.
     """
     for kind, uid, seconds in _found(ledger, now, stuck_after):
-        group = ledger.groups.get((uid,))
-        entries = [held.entry for held in group.held.values()] if group is not None else []
+        group = ledger.groups.get(uid)
+        entries = [held.entry for held in group.held] if group is not None else []
         yield Disagreeing(
             kind=kind.value,
             owner=uid,

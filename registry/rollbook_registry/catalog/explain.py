@@ -78,8 +78,8 @@ class Explanation(msgspec.Struct, kw_only=True, frozen=True):
         instance: as it is shown; ``None``: it is not.
         because: the sentence that sums it up.
         pod: ``closed`` or ``fenced``, if its pod may not speak any more.
-        entries: what is said about its pod, or its endpoint, by whom, and which rule decided about it; what is
-            shown comes first.
+        entries: what is said about its pod, or its endpoint, by whom, and which rule decided about it; those
+            that are shown come first.
     """
 
     instance: Instance | None
@@ -92,7 +92,7 @@ class Explanation(msgspec.Struct, kw_only=True, frozen=True):
 def explain(ledger: Ledger, ref: EntryRef, now: float) -> Explanation:
     """Say why an instance is (un)healthy, or is not in the book."""
     group = ledger.groups.get(group_key(ref))
-    judgements = list(judge(group.held.values())) if group is not None else []
+    judgements = list(judge(group.held)) if group is not None else []
     override = ledger.rulings.overrides.get(ref)
     shown = _shown(group, ref) if group is not None else None
     pod = ledger.pods.state(ref.owner) if ref.owner else ""
@@ -164,10 +164,8 @@ def _summary(
             == (ref.service_key, ref.ip, ref.port)
         ]
         return f"it is not in the book: {'; '.join(about) or 'nobody speaks for it; its events may say why'}"
-    decided = next(
-        (j for j in judgements if j.where is not None and j.where[1] == shown.key and j.instance is not None),
-        None,
-    )
+    where = (ref.service_key, shown.key)
+    decided = next((j for j in judgements if j.where == where), None)
     why = decided.why.value if decided is not None else ""
     parts = [f"it is {'healthy' if shown.healthy else 'not healthy'}: {why}"]
     if not shown.ready:

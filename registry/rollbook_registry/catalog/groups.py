@@ -4,40 +4,52 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rollbook.model import EntryRef
 from rollbook_registry.catalog.merge import merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rollbook.model import EntryRef
-    from rollbook.names import LeaseId
+    from rollbook.model import Instance
+    from rollbook.names import ServiceKey
     from rollbook_registry.catalog.leases import Held
     from rollbook_registry.catalog.merge import Visible
 
-GroupKey = tuple[object, ...]
-"""``(pod UID,)``, or the endpoint of what has no owner."""
+GroupKey = str | EntryRef
+"""A pod's UID; or the endpoint, of what has no owner."""
 
 
 def group_key(ref: EntryRef) -> GroupKey:
     """Return which group an entry belongs to."""
-    if ref.owner:
-        return (ref.owner,)
-    return (ref.namespace, ref.group, ref.service, ref.ip, ref.port, ref.cluster)
+    return ref.owner or ref
 
 
 def is_pod(key: GroupKey) -> bool:
     """Say whether a group is a pod's."""
-    return len(key) == 1
+    return isinstance(key, str)
 
 
 class Group:
-    """The entries about one pod, or about one endpoint without an owner, and what they merge to."""
+    """The entries about one pod, or about one endpoint without an owner, and what they merge to.
 
-    __slots__ = ("held", "visible")
+    There is one for each instance, so that it keeps no more than it must: most have one entry, or two, and
+    show one instance.
+    """
 
-    def __init__(self) -> None:
-        self.held: dict[tuple[LeaseId, EntryRef], Held] = {}
-        self.visible: Visible = {}
+    __slots__ = ("_shown", "held")
+
+    def __init__(self, held: Held) -> None:
+        self.held = [held]
+        self._shown: tuple[tuple[ServiceKey, Instance], ...] = ()
+
+    @property
+    def visible(self) -> Visible:
+        """What everybody sees of it."""
+        return {(service, instance.key): instance for service, instance in self._shown}
+
+    @visible.setter
+    def visible(self, visible: Visible) -> None:
+        self._shown = tuple((where[0], instance) for where, instance in visible.items())
 
 
 class Groups:
@@ -45,7 +57,8 @@ class Groups:
 
     def __init__(self) -> None:
         self._groups: dict[GroupKey, Group] = {}
-        self._at_address: dict[str, set[GroupKey]] = {}
+        self._at_address: dict[str, GroupKey | set[GroupKey]] = {}
+        """Most addresses have one group, and a set of one would be its largest part."""
         self._touched: dict[GroupKey, None] = {}
         self.silent: dict[str, float] = {}
         """Pods that Kubernetes calls ready and nobody beats for, and since when."""
@@ -54,36 +67,43 @@ class Groups:
         """Return a group, if there is anything in it."""
         return self._groups.get(key)
 
-    def pods(self) -> Iterator[tuple[str, Group]]:
-        """All pods that something is said about, by UID."""
-        for key, group in self._groups.items():
-            if is_pod(key):
-                yield str(key[0]), group
-
-    def add(self, held: Held) -> Group:
+    def add(self, held: Held, old: Held | None) -> None:
         """Put an entry where it belongs, in the place of what its lease said before."""
-        ref = held.entry.ref
-        key = group_key(ref)
+        key = group_key(held.ref)
+        self._touched[key] = None
+        if old is not None:
+            entries = self._groups[key].held
+            entries[entries.index(old)] = held
+            return
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group()
-        group.held[held.lease, ref] = held
-        self._at_address.setdefault(ref.ip, set()).add(key)
-        self._touched[key] = None
-        return group
+            self._groups[key] = Group(held)
+        else:
+            group.held.append(held)
+        self._enter_address(held.ref.ip, key)
 
     def remove(self, held: Held) -> None:
         """Take an entry away."""
-        ref = held.entry.ref
-        key = group_key(ref)
+        key, ip = group_key(held.ref), held.ref.ip
         group = self._groups[key]
-        del group.held[held.lease, ref]
-        if not any(h.entry.ip == ref.ip for h in group.held.values()):
-            groups = self._at_address[ref.ip]
-            groups.discard(key)
-            if not groups:
-                del self._at_address[ref.ip]
+        group.held.remove(held)
+        if not any(h.ref.ip == ip for h in group.held):
+            self._leave_address(ip, key)
         self._touched[key] = None
+
+    def _enter_address(self, ip: str, key: GroupKey) -> None:
+        there = self._at_address.setdefault(ip, key)
+        if isinstance(there, set):
+            there.add(key)
+        elif there != key:
+            self._at_address[ip] = {there, key}
+
+    def _leave_address(self, ip: str, key: GroupKey) -> None:
+        there = self._at_address[ip]
+        if isinstance(there, set) and len(there) > 1:
+            there.discard(key)
+        else:
+            del self._at_address[ip]
 
     def touch(self, ref: EntryRef) -> None:
         """Have a group merged again."""
@@ -91,7 +111,8 @@ class Groups:
 
     def at_address(self, ip: str) -> list[GroupKey]:
         """Which groups have something at an address."""
-        return list(self._at_address.get(ip, ()))
+        there = self._at_address.get(ip, set())
+        return list(there) if isinstance(there, set) else [there]
 
     @property
     def touched(self) -> bool:
@@ -115,15 +136,15 @@ class Groups:
             group = self._groups.get(key)
             if group is None:
                 continue
-            merged = merge(group.held.values())
-            before, group.visible = group.visible, last(merged.visible)
-            if is_pod(key):
-                uid = str(key[0])
+            merged = merge(group.held)
+            before, after = group.visible, last(merged.visible)
+            if isinstance(key, str):
                 if merged.silent:
-                    self.silent.setdefault(uid, now)
+                    self.silent.setdefault(key, now)
                 else:
-                    self.silent.pop(uid, None)
+                    self.silent.pop(key, None)
             if not group.held:
                 del self._groups[key]
-            if before != group.visible:
-                yield before, group.visible
+            if before != after:
+                group.visible = after
+                yield before, after

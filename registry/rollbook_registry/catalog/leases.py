@@ -22,6 +22,9 @@ CHECKER_LEASES: Final = "checker/"
 DEFINITIONS: Final = LeaseId("definitions")
 """The lease that holds the persistent instances, as the store has them."""
 
+NOTHING: Final[frozenset[EntryRef]] = frozenset()
+"""Of what is down, for most leases; an empty set of its own for each would be larger than the lease."""
+
 
 class Kind(StrEnum):
     """What sort of publisher holds a lease."""
@@ -58,6 +61,7 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
     """An entry as its lease holds it.
 
     Attributes:
+        ref: its name; one object, wherever it is a key.
         order: grows with every registration on any replica; of two that speak for the same, the newer counts.
         since: ``order`` at its first registration under its lease.
         term: of the lease when it was entered; a plain HTTP client has one for each of its instances.
@@ -71,6 +75,7 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
     """
 
     entry: Entry
+    ref: EntryRef
     lease: LeaseId
     kind: Kind
     epoch: int
@@ -147,7 +152,7 @@ class Lease:
         self.seen = seen
         self.owner = ""
         self.entries: dict[EntryRef, Held] = {}
-        self.down: frozenset[EntryRef] = frozenset()
+        self.down = NOTHING
         self.quiet = 0
         self.protected = False
 

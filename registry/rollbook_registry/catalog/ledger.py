@@ -33,6 +33,7 @@ from rollbook_registry.catalog.quotas import Quotas
 from rollbook_registry.catalog.records import EntryRecord, LeaseWrite
 from rollbook_registry.catalog.rulings import Rulings
 from rollbook_registry.catalog.services import Service, Services
+from rollbook_registry.catalog.sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -121,6 +122,7 @@ class Ledger:
         """The highest epoch whose operator has said that its list is complete."""
         self._empty: dict[ServiceKey, None] = {}
         self._swept_pods = 0.0
+        self._sharing = Sharing()
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -227,7 +229,10 @@ class Ledger:
         self._events.append(LeaseChanged(lease.id, lease.term, reason))
 
     def _remember(self, id_: LeaseId, ended: Ended) -> None:
-        self._ended.pop(id_, None)
+        former = self._ended.pop(id_, None)
+        if former is not None and former.term > ended.term:
+            # Another replica's late word about an older life of it.
+            ended = ended._replace(term=former.term)
         self._ended[id_] = ended
         if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
@@ -241,13 +246,14 @@ class Ledger:
 
     def _hold(self, lease: Lease, entry: Entry, now: float) -> Held:
         """Enter what one's own client says."""
-        ref = entry.ref
-        old = lease.entries.get(ref)
+        old = lease.entries.get(entry.ref)
+        entry = self._kept(entry, old)
         operator = lease.kind is Kind.OPERATOR
         self._order += 1
         unhealthy_after, remove_after = self._patience(lease, entry)
         held = Held(
             entry=entry,
+            ref=old.ref if old is not None else entry.ref,
             lease=lease.id,
             kind=lease.kind,
             epoch=lease.epoch,
@@ -264,8 +270,12 @@ class Ledger:
         self._put(lease, held)
         if old is not None and old.silent:
             self._note(held, Reason.RECOVERED)
-        self._supersede(lease, held, now)
+        self._supersede(held, now)
         return held
+
+    def _kept(self, entry: Entry, old: Held | None) -> Entry:
+        """Return an equal entry that takes as little room as may be."""
+        return old.entry if old is not None and old.entry == entry else self._sharing.share(entry)
 
     def _patience(self, lease: Lease, entry: Entry) -> tuple[float, float]:
         """Seconds of silence until an entry is not alive, and until it is out: its own, or the book's."""
@@ -286,13 +296,13 @@ class Ledger:
             held: the entry.
             new: why, of an entry that it did not hold before.
         """
-        ref = held.entry.ref
+        ref = held.ref
         old = lease.entries.get(ref)
         lease.quiet += held.silent - (old is not None and old.silent)
         lease.entries[ref] = held
         if held.down != (ref in lease.down):
             lease.down ^= {ref}
-        self.groups.add(held)
+        self.groups.add(held, old)
         self._removed.pop((lease.id, ref), None)
         if held.kind is Kind.CHECKER:
             if old is None or old.down != held.down:
@@ -314,44 +324,49 @@ class Ledger:
             return False
         if entry.owner:
             at = (entry.service_key, entry.ip, entry.port)
-            return any((h.entry.service_key, h.entry.ip, h.entry.port) == at for h in group.held.values())
+            return any((h.entry.service_key, h.entry.ip, h.entry.port) == at for h in group.held)
         return any(
             held.lease == id_ or held.entry == entry or (id_ != DEFINITIONS and self._makes_way(held))
-            for held in group.held.values()
+            for held in group.held
         )
 
     def _makes_way(self, held: Held) -> bool:
         lease = self._leases[held.lease]
         return held.kind is Kind.SESSION and lease.holder is None and not lease.attached
 
-    def _supersede(self, lease: Lease, held: Held, now: float) -> None:
+    def _supersede(self, held: Held, now: float) -> None:
         """Let go of what an earlier process at the same endpoint left behind, once its session is gone.
 
         Only of one's own leases: another replica does so with its own when it hears of the newer entry. And
         only by what somebody says now: after a restart nobody holds anything yet, and all may come back.
         """
         entry = held.entry
-        group = self.groups.get(group_key(entry.ref))
-        if group is None or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP):
+        group = self.groups.get(group_key(held.ref))
+        if (
+            group is None
+            or len(group.held) == 1
+            or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP)
+        ):
             return
-        for (other_id, _), other in list(group.held.items()):
+        for other in list(group.held):
             same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
-            if other_id != lease.id and same and other.kind is Kind.SESSION and other.order < held.order:
-                former = self._leases[other_id]
+            if other.lease != held.lease and same and other.kind is Kind.SESSION and other.order < held.order:
+                former = self._leases[other.lease]
                 if former.holder is None and former.origin == self.ordinal:
                     self._let_go(former, other, Reason.SUPERSEDED, now)
                     if not former.entries:
                         self._forget_lease(former, Reason.SUPERSEDED, now)
 
     def _let_go(self, lease: Lease, held: Held, reason: Reason, now: float) -> None:
-        ref = held.entry.ref
+        ref = held.ref
         del lease.entries[ref]
         if lease.kind is Kind.HTTP and reason not in _NO_ENDS:
             self._removed[lease.id, ref] = now
             if len(self._removed) > MAX_ENDED:
                 del self._removed[next(iter(self._removed))]
         lease.quiet -= held.silent
-        lease.down -= {ref}
+        if ref in lease.down:
+            lease.down -= {ref}
         self.groups.remove(held)
         if held.kind is not Kind.CHECKER:
             # That a verdict is no more has happened to the check, not to the instance.
@@ -372,8 +387,8 @@ class Ledger:
             every: whoever's they are. Else only of leases that this replica may write: its own and orphans.
         """
         group = self.groups.get(key)
-        for (lease_id, _), held in list(group.held.items()) if group else ():
-            lease = self._leases[lease_id]
+        for held in list(group.held) if group else ():
+            lease = self._leases[held.lease]
             own = lease.origin == self.ordinal
             if not (own or every or lease.orphan) or not lease.expires:
                 continue  # a persistent instance, and what a check says about it, is not the pod's word
@@ -391,12 +406,12 @@ class Ledger:
             if not record.fenced:
                 if self.pods.close(record.uid, at):
                     news.append(record)
-                    self._strike((record.uid,), Reason.POD_CLOSED, now, every=True)
+                    self._strike(record.uid, Reason.POD_CLOSED, now, every=True)
                 continue
             if not self.pods.fence(record.uid, at, tuple(record.ips)):
                 continue
             news.append(record)
-            self._strike((record.uid,), Reason.POD_FENCED, now, every=True)
+            self._strike(record.uid, Reason.POD_FENCED, now, every=True)
             # Learnt late, from a peer or from the disk, it says nothing about who is at the address today.
             if record.age <= self.timings.remove_after:
                 for ip in record.ips:
@@ -439,14 +454,14 @@ class Ledger:
         held.silent = False
         lease.quiet -= 1
         self._note(held, Reason.RECOVERED)
-        self._changed_entry(lease, held.entry.ref)
+        self._changed_entry(lease, held.ref)
 
     def _set_down(self, lease: Lease, held: Held, *, down: bool) -> None:
         if held.down != down:
             held.down = down
             held.proven = True
             self._note(held, Reason.APPLICATION_DOWN if down else Reason.APPLICATION_UP)
-            self._changed_entry(lease, held.entry.ref)
+            self._changed_entry(lease, held.ref)
 
     def _watch(self, lease: Lease, entries: Iterable[Held] | None = None) -> None:
         """Have a lease looked at when the first of its entries, or of those given, will be silent."""
@@ -461,7 +476,7 @@ class Ledger:
         entry = held.entry
         key = instance_key(ip=entry.ip, port=entry.port, cluster=entry.cluster, owner=entry.owner)
         self._events.append(Happened(entry.service_key, key, held.lease, reason))
-        self.groups.touch(entry.ref)
+        self.groups.touch(held.ref)
 
     def _is_written(self, lease: Lease) -> bool:
         return lease.origin == self.ordinal and lease.replicated

@@ -146,12 +146,10 @@ def _judge_pod(entries: Collection[Held]) -> Iterator[Judgement]:
     if operators:
         yield from _judge_confirmed(operators, publishers)
         return
-    newest = {held.entry.ref: held for held in publishers}
-    for held in publishers:
-        if newest[held.entry.ref] is held:
-            yield _shown(held, _alive(held), alive=held.alive)
-        else:
-            yield Judgement(held, Why.OLDER)
+    shown = [_shown(held, _alive(held), alive=held.alive) for held in publishers]
+    newest = {judgement.where: judgement for judgement in shown}
+    for judgement in shown:
+        yield judgement if newest[judgement.where] is judgement else Judgement(judgement.held, Why.OLDER)
 
 
 def _judge_confirmed(operators: list[Held], publishers: list[Held]) -> Iterator[Judgement]:

@@ -208,12 +208,15 @@ class ReplicatedLedger(Ledger):
                 self._note(old, Reason.APPLICATION_DOWN if record.down else Reason.APPLICATION_UP)
         held = self._held(lease, record, now)
         self._put(lease, held)
-        self._supersede(lease, held, now)
+        self._supersede(held, now)
 
     def _held(self, lease: Lease, record: EntryRecord, now: float) -> Held:
         unhealthy_after, remove_after = self._patience(lease, record.entry)
+        old = lease.entries.get(record.entry.ref)
+        entry = self._kept(record.entry, old)
         return Held(
-            entry=record.entry,
+            entry=entry,
+            ref=old.ref if old is not None else entry.ref,
             lease=lease.id,
             kind=lease.kind,
             epoch=record.epoch,

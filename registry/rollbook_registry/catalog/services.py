@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from rollbook.digest import instance_digest
@@ -48,7 +47,7 @@ class Service:
         self.number = number
         self.digest = 0
         self.emptied: float | None = now
-        self._log: deque[ServiceChanged] = deque(maxlen=LOG_LENGTH)
+        self._log: list[ServiceChanged] = []
 
     def put(self, instance: Instance) -> None:
         """Enter an instance, or change it."""
@@ -77,6 +76,8 @@ class Service:
         """Remember a change that has been made, for subscribers that are a little behind."""
         self.number = change.number
         self._log.append(change)
+        if len(self._log) > LOG_LENGTH:
+            del self._log[0]
         self.emptied = None if self.instances else now
 
     def since(self, number: int) -> tuple[list[Instance], list[InstanceKey]] | None:

@@ -24,7 +24,7 @@ class Wheel(Generic[K]):
 
     def __init__(self, now: float, *, tick: float) -> None:
         self._tick = tick
-        self._slots: dict[int, list[K]] = {}
+        self._slots: dict[int, dict[K, None]] = {}
         self._slot_of: dict[K, int] = {}
         self._next = math.floor(now / tick)
 
@@ -35,10 +35,13 @@ class Wheel(Generic[K]):
         """Have a key looked at once ``at`` has come, or earlier if it already was to be."""
         slot = max(math.ceil(at / self._tick), self._next)
         known = self._slot_of.get(key)
-        if known is None or slot < known:
-            # The entry in the later slot stays where it is and is passed over when its time comes.
-            self._slot_of[key] = slot
-            self._slots.setdefault(slot, []).append(key)
+        if known is not None:
+            if slot >= known:
+                return
+            # Who falls silent and recovers again and again, with a long time to its removal, leaves nothing.
+            del self._slots[known][key]
+        self._slot_of[key] = slot
+        self._slots.setdefault(slot, {})[key] = None
 
     def advance(self, now: float) -> list[K]:
         """Return the keys whose time has come; they are not in the wheel any more."""
@@ -51,8 +54,7 @@ class Wheel(Generic[K]):
             slots = [slot for slot in range(self._next, last + 1) if slot in self._slots]
         for slot in slots:
             for key in self._slots.pop(slot):
-                if self._slot_of.get(key) == slot:
-                    del self._slot_of[key]
-                    due.append(key)
+                del self._slot_of[key]
+                due.append(key)
         self._next = max(self._next, last + 1)
         return due

@@ -1,4 +1,4 @@
-"""Any order of commands and time leaves a book that agrees with itself, with an oracle, and with its followers.
+"""Any order of commands and time leaves a book that agrees with itself, an oracle and its followers.
 
 The oracle (``tests/support/oracle.py``) works out from the history of commands what has to be seen. A second
 catalog follows by what the first one writes, and the first one is now and then made anew from what a disk
@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import oracle as oracles
-from oracle import CHECKER, HTTP, OPERATOR, SESSION, Oracle
-from registrykit import TICK, Ledger, an_entry, key_of
+from oracle import CHECKER, OPERATOR, SESSION, Oracle
+from registrykit import Ledger, an_entry, key_of, tried
 from rollbook.frames import GonePod
-from rollbook.problems import Problem
 from rollbook_registry.catalog import PodsMarked, Quotas
 from rollbook_registry.catalog.definitions import (
     Configured,
@@ -84,14 +83,6 @@ defined_entries = st.builds(
 )
 
 
-def tried(command):
-    """What a command returned, and the code of the problem if it was refused."""
-    try:
-        return command(), None
-    except Problem as problem:
-        return None, problem.code
-
-
 class Book(RuleBasedStateMachine):
     protected: Protected | None = None
     quotas: Quotas | None = None
@@ -109,7 +100,7 @@ class Book(RuleBasedStateMachine):
         """Of each service: older numbers, and the lists that they stood for."""
         self.window = None
 
-    # --- commands of clients ---------------------------------------------------------------------------------
+    # --- commands of clients ----------------------------------------------------------------------------
 
     def lease(self, name):
         return self.ledger.catalog.lease(name)
@@ -264,7 +255,7 @@ class Book(RuleBasedStateMachine):
         self.ledger.fence(GonePod(uid=uid, ips=ips))
         self.oracle.fence(uid, ips if news else [])
 
-    # --- the store's, and the checker's ----------------------------------------------------------------------
+    # --- the store's, and the checker's -----------------------------------------------------------------
 
     def lay_down(self, *rulings):
         self.ledger.rule(*rulings)
@@ -321,7 +312,7 @@ class Book(RuleBasedStateMachine):
         self.ledger.deregister(CHECKS, entry.ref)
         self.oracle.deregister(CHECKS, [entry.ref])
 
-    # --- time ------------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------
 
     @rule(ticks=st.sampled_from([1, 4, 20, 61, 121, 300]))
     def wait(self, ticks):
@@ -342,7 +333,7 @@ class Book(RuleBasedStateMachine):
         """Without protection everything that is overdue goes."""
         assert not kept
 
-    # --- restarts --------------------------------------------------------------------------------------------
+    # --- restarts ---------------------------------------------------------------------------------------
 
     @rule(rulings_first=st.booleans())
     def restart(self, rulings_first):
@@ -393,7 +384,7 @@ class Book(RuleBasedStateMachine):
             else:
                 assert self.follower.hear(event, origin=0) == "taken"
 
-    # --- what holds at any time ------------------------------------------------------------------------------
+    # --- what holds at any time -------------------------------------------------------------------------
 
     def held(self):
         leases = self.ledger.catalog._leases.values()
@@ -470,10 +461,13 @@ class Book(RuleBasedStateMachine):
         for lease, ref, held in self.held():
             assert held.lease == lease.id
             assert held.entry.ref == ref
+            assert held.ref is ref, "one object, wherever it is a key"
             by_group[group_key(ref)].add(held)
             addresses[ref.ip].add(group_key(ref))
-        assert {key: set(g.held.values()) for key, g in catalog.groups._groups.items()} == by_group
-        assert catalog.groups._at_address == addresses
+        assert {key: set(g.held) for key, g in catalog.groups._groups.items()} == by_group
+        assert set(catalog.groups._at_address) == set(addresses)
+        for ip, there in addresses.items():
+            assert set(catalog.groups.at_address(ip)) == there
         usage = catalog.services.usage("public")
         assert usage.instances == catalog.services.instances == len(self.oracle.shown())
         assert usage.services == len(catalog.services) == len(list(catalog.services))

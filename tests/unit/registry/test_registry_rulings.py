@@ -1,210 +1,230 @@
-"""Rulings in the store: readable keys, tolerant values, and nothing that could not be read again."""
+"""Rulings: overrides, definitions beside verdicts, and services' settings."""
 
 from __future__ import annotations
 
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from rollbook.model import Entry, EntryRef
-from rollbook.names import ServiceKey, check_ip
-from rollbook.problems import Problem
+from registrykit import ORDERS, Ledger, a_ref, an_entry, key_of
 from rollbook_registry.catalog.definitions import (
-    Check,
     Configured,
     Defined,
     Definition,
-    Named,
-    Namespace,
     Overridden,
     Override,
     ServiceSettings,
 )
-from rollbook_registry.store import rulings
-from rollbook_registry.store.rulings import Fault, Unreadable
-from rollbook_registry.store.store import Change
+from rollbook_registry.catalog.leases import Kind
 
-namespaces = st.from_regex(r"[0-9A-Za-z_-]{1,20}", fullmatch=True)
-groups = st.from_regex(r"[0-9A-Za-z_.:-]{1,20}", fullmatch=True)
-services = st.from_regex(r"[^\s/\x00-\x1f\x7f]{1,20}", fullmatch=True).filter(
-    lambda name: "@@" not in name and name not in {".", ".."} and name.isprintable()
-)
-clusters = st.from_regex(r"[0-9A-Za-z-]{1,20}", fullmatch=True)
-owners = st.just("") | st.from_regex(r"[0-9A-Za-z._-]{1,36}", fullmatch=True)
-addresses = (
-    st.ip_addresses().map(str) | st.from_regex(r"[a-z]{1,10}(\.[a-z0-9]{1,10})?", fullmatch=True)
-).map(check_ip)
-texts = st.text(max_size=20)
-metadata = st.dictionaries(texts, texts, max_size=4)
-positive = st.floats(0.5, 1e6)
-checks = st.builds(
-    Check,
-    type=st.sampled_from(["tcp", "http", "none"]),
-    path=texts,
-    port=st.none() | st.integers(1, 65535),
-    interval=positive,
-    timeout=positive,
-    failures=st.integers(1, 100),
-    successes=st.integers(1, 100),
-)
-refs = st.builds(
-    EntryRef,
-    service=services,
-    ip=addresses,
-    port=st.integers(1, 65535),
-    namespace=namespaces,
-    group=groups,
-    cluster=clusters,
-    owner=owners,
-)
+OFFLINE = Override(enabled=False, reason="disk replaced")
+CHECKER = "checker/0"
 
 
-@st.composite
-def defined(draw):
-    ref = draw(refs)
-    entry = Entry(
-        **msgspec.structs.asdict(ref),
-        weight=draw(st.floats(0, 10000)),
-        enabled=draw(st.booleans()),
-        metadata=draw(metadata),
-        ephemeral=False,
+@pytest.fixture
+def ledger():
+    return Ledger()
+
+
+def define(ledger, port=8080, **fields):
+    entry = an_entry(port, ephemeral=False, **fields)
+    ledger.rule(Defined(entry.ref, Definition(entry=entry)))
+    return entry
+
+
+def check(ledger, entry, *, works):
+    if ledger.catalog.lease(CHECKER) is None:
+        ledger.attach(CHECKER, kind=Kind.CHECKER)
+    ledger.register(CHECKER, an_entry(entry.port, ephemeral=False, alive=works))
+
+
+# --- overrides ------------------------------------------------------------------------------------------
+
+
+def test_an_instance_that_was_taken_offline_stays_so_through_registrations_and_beats(ledger):
+    ledger.enter("a", an_entry())
+    ledger.rule(Overridden(a_ref(), OFFLINE))
+    assert not ledger.only().enabled
+    ledger.register("a", an_entry(weight=2.0))
+    ledger.beat("a")
+    assert (ledger.only().enabled, ledger.only().weight) == (False, 2.0)
+    ledger.release("a")
+    assert ledger.shown() == {}
+    ledger.enter("another", an_entry())
+    assert not ledger.only().enabled
+    assert ledger.only().healthy, "health is never rewritten"
+
+
+def test_an_override_may_come_before_its_instance(ledger):
+    ledger.rule(Overridden(a_ref(), OFFLINE))
+    assert ledger.shown() == {}
+    ledger.enter("a", an_entry())
+    assert not ledger.only().enabled
+
+
+def test_a_lifted_override_gives_the_publishers_word_back(ledger):
+    ledger.enter("a", an_entry(weight=2.0))
+    ledger.rule(Overridden(a_ref(), Override(enabled=False, weight=9.0)))
+    assert (ledger.only().enabled, ledger.only().weight) == (False, 9.0)
+    ledger.register("a", an_entry(weight=3.0))
+    ledger.rule(Overridden(a_ref(), None))
+    assert (ledger.only().enabled, ledger.only().weight) == (True, 3.0)
+
+
+def test_weight_and_enabled_are_laid_down_apart(ledger):
+    ledger.enter("a", an_entry(weight=2.0, enabled=False))
+    ledger.rule(Overridden(a_ref(), Override(weight=0.0)))
+    assert (ledger.only().enabled, ledger.only().weight) == (False, 0.0)
+    ledger.rule(Overridden(a_ref(), Override(enabled=True)))
+    assert (ledger.only().enabled, ledger.only().weight) == (True, 2.0)
+
+
+def test_it_stands_above_what_a_pods_operator_says(ledger):
+    ledger.enter("operator", an_entry(owner="u", weight=4.0), operator=True)
+    ledger.enter("a", an_entry(owner="u"))
+    ledger.rule(Overridden(a_ref(owner="u"), OFFLINE))
+    assert (ledger.only().enabled, ledger.only().weight) == (False, 4.0)
+    ledger.register("operator", an_entry(owner="u", weight=5.0))
+    assert (ledger.only().enabled, ledger.only().weight) == (False, 5.0)
+
+
+def test_another_pod_at_the_same_address_is_another_instance(ledger):
+    ledger.rule(Overridden(a_ref(owner="u"), OFFLINE))
+    ledger.enter("a", an_entry(owner="v"))
+    assert ledger.only().enabled
+
+
+def test_it_goes_for_everything_that_is_listed_at_its_endpoint(ledger):
+    ledger.enter("a", an_entry())
+    ledger.enter("b", an_entry(weight=2.0))
+    ledger.rule(Overridden(a_ref(), OFFLINE))
+    assert [i.enabled for i in ledger.shown().values()] == [False, False]
+
+
+def test_what_is_laid_down_is_told_with_its_reason_once(ledger):
+    ledger.enter("a", an_entry())
+    ledger.take()
+    ledger.rule(Overridden(a_ref(), OFFLINE))
+    (change, *_) = [e for e in ledger.events if hasattr(e, "put")]
+    assert [i.enabled for i in change.put] == [False]
+    assert ledger.reasons() == ["overridden"]
+    ledger.rule(Overridden(a_ref(), OFFLINE))
+    assert ledger.take() == []
+    ledger.rule(Overridden(a_ref(), None))
+    assert ledger.reasons() == ["override_lifted"]
+
+
+def test_it_is_a_replicas_own_and_not_written_to_others(ledger):
+    ledger.enter("a", an_entry())
+    ledger.take()
+    ledger.told.clear()
+    ledger.rule(Overridden(a_ref(), OFFLINE))
+    define(ledger, 81)
+    assert ledger.told == []
+    assert list(ledger.catalog.own()) == ["a"]
+
+
+# --- definitions and verdicts ---------------------------------------------------------------------------
+
+
+def test_a_defined_instance_stays_without_any_beat_until_it_is_taken_back(ledger):
+    entry = define(ledger)
+    ledger.wait(700.0)
+    assert (ledger.only().healthy, ledger.only().ephemeral) == (True, False)
+    ledger.rule(Defined(entry.ref, None))
+    assert ledger.shown() == {}
+    assert ledger.catalog.leases == 0
+
+
+def test_its_health_is_the_newest_verdict(ledger):
+    entry = define(ledger)
+    check(ledger, entry, works=False)
+    assert not ledger.only().healthy
+    ledger.attach("checker/1", kind=Kind.CHECKER)
+    ledger.register("checker/1", an_entry(ephemeral=False, alive=True))
+    assert ledger.only().healthy
+    check(ledger, entry, works=False)
+    assert not ledger.only().healthy
+    ledger.wait(700.0)
+    assert not ledger.only().healthy, "a checker's lease is never silent"
+
+
+def test_a_verdict_without_a_definition_shows_nothing(ledger):
+    check(ledger, an_entry(), works=True)
+    assert ledger.shown() == {}
+    define(ledger)
+    assert ledger.only().healthy
+
+
+def test_without_a_verdict_it_is_as_it_was_defined(ledger):
+    define(ledger, alive=False)
+    assert not ledger.only().healthy
+
+
+def test_a_definition_that_changes_keeps_its_verdict(ledger):
+    check(ledger, define(ledger), works=False)
+    define(ledger, weight=3.0)
+    assert (ledger.only().weight, ledger.only().healthy) == (3.0, False)
+
+
+def test_a_persistent_instance_and_a_client_at_one_endpoint_are_listed_side_by_side(ledger):
+    check(ledger, define(ledger), works=False)
+    ledger.enter("a", an_entry())
+    persistent, client = ledger.shown().values()
+    assert (persistent.key, persistent.ephemeral, persistent.healthy) == (
+        "10.0.0.1:8080:DEFAULT",
+        False,
+        False,
     )
-    return Defined(ref, draw(st.none() | st.just(Definition(entry=entry, check=draw(st.none() | checks)))))
+    assert client.key.startswith("10.0.0.1:8080:DEFAULT~")
+    assert (client.ephemeral, client.healthy) == (True, True)
+    ledger.wait(30.0)
+    assert ledger.only() == persistent
 
 
-overridden = st.builds(
-    Overridden,
-    refs,
-    st.none()
-    | st.builds(
-        Override,
-        enabled=st.none() | st.booleans(),
-        weight=st.none() | st.floats(0, 10000),
-        reason=texts,
-        at=st.floats(0, 1e12),
-    ),
-)
-configured = st.builds(
-    Configured,
-    st.builds(ServiceKey, namespaces, groups, services),
-    st.none()
-    | st.builds(
-        ServiceSettings,
-        protect_threshold=st.none() | st.floats(0, 1),
-        metadata=metadata,
-        check=st.none() | checks,
-    ),
-)
-named = st.builds(
-    Named,
-    namespaces,
-    st.none()
-    | st.builds(
-        Namespace,
-        title=texts,
-        description=texts,
-        max_services=st.none() | st.integers(0, 10**6),
-        max_instances=st.none() | st.integers(0, 10**6),
-    ),
-)
-any_ruling = defined() | overridden | configured | named
-
-REF = EntryRef(service="orders", ip="10.0.0.1", port=80, cluster="z1")
-DEFINED = Defined(
-    REF, Definition(entry=Entry(service="orders", ip="10.0.0.1", port=80, cluster="z1", ephemeral=False))
-)
-KEY = "instance/public/DEFAULT_GROUP/orders/10.0.0.1:80:z1"
+def test_deregistering_whatever_is_there_leaves_what_was_defined(ledger):
+    define(ledger)
+    ledger.enter("a", an_entry())
+    assert ledger.delete(a_ref())
+    assert not ledger.only().ephemeral
+    assert not ledger.delete(a_ref())
 
 
-@given(any_ruling)
-def test_what_is_written_is_read_again(ruling):
-    assert rulings.read_one(rulings.write(ruling)) == ruling
+# --- services' settings ---------------------------------------------------------------------------------
 
 
-@given(any_ruling, any_ruling)
-def test_two_rulings_share_a_key_only_if_they_are_about_the_same(one, other):
-    about = [(type(r), r[0]) for r in (one, other)]
-    assert (rulings.write(one).key == rulings.write(other).key) == (about[0] == about[1])
+def test_a_service_with_settings_is_kept_though_it_is_empty(ledger):
+    ledger.rule(Configured(ORDERS, ServiceSettings(metadata={"team": "a"})))
+    ledger.wait(120.0)
+    assert ledger.catalog.service(ORDERS) is not None
+    ledger.enter("a", an_entry())
+    ledger.release("a")
+    ledger.wait(120.0)
+    assert ledger.catalog.service(ORDERS) is not None
+    ledger.rule(Configured(ORDERS, None))
+    ledger.wait(120.0)
+    assert ledger.catalog.service(ORDERS) is None
 
 
-def test_keys_can_be_read_by_people():
-    six = EntryRef(service="a+b", ip="2001:db8::1", port=80, namespace="n", group="g:1", owner="u-1")
-    assert rulings.write(DEFINED).key == KEY
-    assert rulings.write(Overridden(six, None)) == Change(
-        "override/n/g:1/a+b/[2001:db8::1]:80:DEFAULT:u-1", None
-    )
-    assert rulings.write(Configured(ServiceKey("n", "g", "s"), None)).key == "service/n/g/s"
-    assert rulings.write(Named("n", Namespace(title="N"))) == Change("namespace/n", b'{"title":"N"}')
+def test_settings_that_are_lifted_leave_a_service_that_has_instances(ledger):
+    ledger.enter("a", an_entry())
+    ledger.rule(Configured(ORDERS, ServiceSettings()))
+    ledger.rule(Configured(ORDERS, None))
+    ledger.wait(120.0, "a")
+    assert len(ledger.shown()) == 1
 
 
-def test_fields_of_a_newer_version_are_passed_over():
-    value = msgspec.json.decode(rulings.write(DEFINED).value)
-    value |= {"colour": "red", "check": {"type": "http", "tls": True}}
-    value["entry"]["shape"] = {"round": True}
-    found = rulings.read_one(Change(KEY, msgspec.json.encode(value)))
-    assert found == Defined(REF, Definition(entry=DEFINED.definition.entry, check=Check(type="http")))
+def test_a_protect_threshold_that_changes_is_told_to_subscribers(ledger):
+    ledger.enter("a", an_entry())
+    ledger.take()
+    ledger.rule(Configured(ORDERS, ServiceSettings(protect_threshold=0.5)))
+    (change,) = ledger.changes()
+    assert (change.put, change.drop, change.number > change.base) == ((), (), True)
+    ledger.rule(Configured(ORDERS, ServiceSettings(protect_threshold=0.5, metadata={"a": "b"})))
+    assert ledger.changes() == []
+    ledger.rule(Configured(ORDERS, None))
+    assert len(ledger.changes()) == 1
+    assert ledger.catalog.rulings.protect_threshold(ORDERS) is None
 
 
-GOOD = rulings.write(DEFINED).value
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "fault"),
-    [
-        ("user/ann", b"{}", Fault.UNKNOWN_KIND),
-        ("", b"{}", Fault.UNKNOWN_KIND),
-        ("instance", b"{}", Fault.BAD_KEY),
-        ("instance/public/g/s/10.0.0.1:80:c/more", b"{}", Fault.BAD_KEY),
-        ("instance/public/g/s/10.0.0.1:0:c", None, Fault.BAD_KEY),
-        ("instance/public/g/s/10.0.0.1:80", None, Fault.BAD_KEY),
-        ("instance/public/g/s/[2001:DB8::1]:80:c", None, Fault.BAD_KEY),
-        ("instance/a b/g/s/10.0.0.1:80:c", None, Fault.BAD_KEY),
-        ("namespace/", b"{}", Fault.BAD_KEY),
-        ("service/public/g/s p", b"{}", Fault.BAD_KEY),
-        (KEY, b"", Fault.BAD_VALUE),
-        (KEY, b"\xff", Fault.BAD_VALUE),
-        (KEY, b'{"entry": {"service": "\xff"}}', Fault.BAD_VALUE),
-        (KEY, b"[]", Fault.BAD_VALUE),
-        (KEY, b"null", Fault.BAD_VALUE),
-        (KEY, GOOD.replace(b'"service"', b'"servant"'), Fault.BAD_VALUE),
-        (KEY, GOOD[:-1] + b',"check":{"type":"grpc"}}', Fault.BAD_VALUE),
-        (KEY, GOOD[:-1] + b',"check":{"interval":0}}', Fault.BAD_VALUE),
-        (KEY, GOOD[:-1] + b',"check":{"port":70000}}', Fault.BAD_VALUE),
-        (KEY, GOOD[:-2] + b',"metadata":{"preserved.ip.delete.timeout":"soon"}}}', Fault.BAD_VALUE),
-        (KEY.replace("orders", "other"), GOOD, Fault.OTHER_INSTANCE),
-        (KEY.replace("instance", "override"), b'{"weight":-1}', Fault.BAD_VALUE),
-        ("service/public/g/s", b'{"protect_threshold":2}', Fault.BAD_VALUE),
-        ("namespace/n", b"[" * 5000, Fault.BAD_VALUE),
-    ],
-)  # fmt: skip
-def test_what_makes_no_sense_is_reported_by_key_and_the_rest_is_read(key, value, fault):
-    good = rulings.write(DEFINED)
-    read, unreadable = rulings.read([Change(key, value), good])
-    assert read == [DEFINED]
-    assert [(u.key, u.fault) for u in unreadable] == [(key, fault)]
-    assert unreadable[0].detail
-
-
-@given(st.text(max_size=30) | st.just(KEY) | st.just("namespace/n"), st.binary(max_size=40))
-def test_reading_never_fails(key, value):
-    found = rulings.read_one(Change(key, value))
-    assert isinstance(found, Unreadable | Named | Configured | Overridden | Defined)
-
-
-@pytest.mark.parametrize(
-    "ruling",
-    [
-        Overridden(EntryRef(service="s", ip="2001:DB8::1", port=80), Override()),
-        Overridden(EntryRef(service="a/b", ip="10.0.0.1", port=80), Override()),
-        Overridden(REF, Override(weight=float("nan"))),
-        Overridden(REF, Override(at=float("inf"))),
-        Defined(EntryRef(service="other", ip="10.0.0.1", port=80), DEFINED.definition),
-        Named("", Namespace()),
-        Named("n", Namespace(title="\ud800")),
-    ],
-)
-def test_what_could_not_be_read_again_is_not_promised(ruling):
-    with pytest.raises(Problem) as caught:
-        rulings.write(ruling)
-    assert caught.value.code == "bad_value"
+def test_settings_of_one_service_are_no_others(ledger):
+    ledger.rule(Configured(ORDERS, ServiceSettings(protect_threshold=0.5)))
+    assert ledger.catalog.rulings.protect_threshold(key_of("invoices")) is None

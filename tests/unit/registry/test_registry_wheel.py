@@ -101,3 +101,13 @@ def test_it_agrees_with_a_list_of_deadlines(start, steps):
     assert sorted(wheel.advance(now + 100.0)) == sorted(naive)
     assert wheel._slots == {}
     assert len(wheel) == 0
+
+
+def test_deadlines_that_are_brought_forward_leave_nothing_behind():
+    wheel = Wheel(0.0, tick=0.25)
+    for n in range(10_000):
+        wheel.add("a", 86_400.0)
+        wheel.add("a", n * 0.25)
+        assert wheel.advance(n * 0.25) == ["a"]
+    assert len(wheel) == 0
+    assert sum(map(len, wheel._slots.values())) == 0
