@@ -411,7 +411,9 @@ class Following:
             if copy is not None:
                 self._book.replicate(copy.record(), origin=stream.origin, now=now)
         if news.yielded:
-            self._loose[news.id] = (stream.origin, now)
+            lease = self._book.lease(news.id)
+            if lease is not None and lease.origin == stream.origin:
+                self._loose[news.id] = (stream.origin, now)
         elif news.ended:
             self._gone(news.id, now)
 
