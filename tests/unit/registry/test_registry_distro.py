@@ -150,7 +150,7 @@ def three(net):
     return net
 
 
-# --- messages ------------------------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------------------
 
 
 def test_a_message_of_an_unknown_type_is_ignored():
@@ -172,7 +172,7 @@ def test_a_damaged_message_is_a_clear_error(data):
     assert caught.value.code == "bad_frame"
 
 
-# --- greetings -----------------------------------------------------------------------------------------------
+# --- greetings ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_who_has_not_greeted_is_not_listened_to(net):
     assert replica.out == []
 
 
-# --- changes -------------------------------------------------------------------------------------------------
+# --- changes ------------------------------------------------------------------------------------------------
 
 
 def test_a_change_is_with_all_peers_after_one_message_each(three):
@@ -296,7 +296,7 @@ def test_another_list_for_the_same_content_is_told_after_two_rounds_and_mended(t
     assert sum(r.distro.counts[Turn.DIVERGED_VISIBLY] for r in three.replicas.values()) >= 1
 
 
-# --- loss ----------------------------------------------------------------------------------------------------
+# --- loss ---------------------------------------------------------------------------------------------------
 
 
 def test_a_silent_peer_is_lost_after_two_seconds_and_its_leases_stay_as_they_were(three):
@@ -385,7 +385,7 @@ def test_a_stall_of_ours_loses_nobody(three):
     assert replica.distro.members.links(three.now) == [0, 2]
 
 
-# --- starting ------------------------------------------------------------------------------------------------
+# --- starting -----------------------------------------------------------------------------------------------
 
 
 def test_a_single_one_is_ready_at_once(net):
@@ -501,7 +501,7 @@ def test_two_disks_add_up(net):
     assert set(net.replicas[1].shown) == {1, 2}
 
 
-# --- pods ----------------------------------------------------------------------------------------------------
+# --- pods ---------------------------------------------------------------------------------------------------
 
 
 def test_a_fence_is_told_to_everybody_and_learnt_by_who_was_away(three):
@@ -529,7 +529,7 @@ def test_a_restarted_replica_knows_what_is_fenced_before_it_is_ready(three):
     assert "u" in again.catalog.pods
 
 
-# --- plain HTTP ----------------------------------------------------------------------------------------------
+# --- plain HTTP ---------------------------------------------------------------------------------------------
 
 
 def owned_by(ordinal, replicas=(0, 1, 2)):
@@ -610,7 +610,7 @@ def test_rendezvous_moves_only_what_a_lost_replica_had():
     assert all(0.28 < s < 0.39 for s in share)
 
 
-# --- bounds --------------------------------------------------------------------------------------------------
+# --- bounds -------------------------------------------------------------------------------------------------
 
 
 def writes_of(catalog):
