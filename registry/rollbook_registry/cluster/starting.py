@@ -162,7 +162,8 @@ class Starting:
         saved, self._saved = self._saved, None
         if saved is None:
             return
-        known = {s.origin for s in self._following.streams.values() if s.boot}
+        # A set of which a peer has spoken is as that peer has it: two records of one version may differ.
+        known = set(self._following.streams)
         if self._told_of_ours:
             known.add(self._members.ordinal)
         writes = [(origin, write) for origin, write in saved.writes if origin not in known]
