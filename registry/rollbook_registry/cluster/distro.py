@@ -293,10 +293,9 @@ class Distro:
             self._replaced = None
         else:
             self._greet(peer)
-        if ping.boot != peer.boot:
-            self._ping(peer, now)  # names the boot that we know, and so asks for a greeting
-            return
-        if peer.left:
+        if ping.boot != peer.boot or peer.left:
+            # Our next ping names the boot that we know, which asks for a greeting. Nothing is answered at
+            # once: two that refuse each other would do so for ever.
             return
         peer.pinged(ping, now)
         if ping.pods == self._book.pods.digest:

@@ -195,6 +195,16 @@ def test_one_version_of_skew_is_accepted(net, proto, refused):
     assert replica.distro.members.peer(1).boot == ("" if refused else "x")
 
 
+def test_two_that_refuse_each_other_do_not_talk_each_other_to_death(net):
+    old = net.start(0)
+    new = net.start(1)
+    for replica in (old, new):
+        replica.distro._refusal = lambda *_: Refused.PROTO_TOO_NEW
+    net.run(10.0)
+    assert old.distro.members.links(net.now) == []
+    assert len(net.carried) < 200  # a greeting, its refusal and a ping each way, twice a second
+
+
 def test_an_ordinal_that_is_heard_cannot_be_taken_by_another_process(three):
     replica = three.replicas[0]
     replica.do(lambda r: r.distro.receive(1, Hello(proto=PROTO, ordinal=1, boot="other"), three.now))
