@@ -12,6 +12,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from rollbook_registry.catalog.events import LeaseChanged, Reason, Written
 from rollbook_registry.catalog.leases import Held, Kind, Lease
 from rollbook_registry.catalog.ledger import Ended, Ledger
@@ -94,7 +96,7 @@ class ReplicatedLedger(Ledger):
         self._synced = max([self._synced, *(w.epoch for _, w in writes if w.synced)])
         for origin, write in writes:
             known = self._leases.get(write.id)
-            if (known is not None and (known.term, known.n) >= write.version) or self._superseded(write):
+            if (known is not None and not _outdates(write, origin, known)) or self._superseded(write):
                 continue
             if known is not None:
                 self._drop(known, Reason.RESTORED, now)
@@ -271,6 +273,13 @@ _REASONS = {reason.value: reason for reason in Reason}
 def _reason(write: LeaseWrite, otherwise: Reason) -> Reason:
     """Return why; another version of the registry may have reasons that are unknown here."""
     return _REASONS.get(write.reason, otherwise)
+
+
+def _outdates(write: LeaseWrite, origin: int, lease: Lease) -> bool:
+    """Whether a record from the past counts rather than what is here: a later one, attached to nobody."""
+    if lease.origin == origin:
+        return write.version > (lease.term, lease.n)
+    return _beats(msgspec.structs.replace(write, attached=False), origin, lease)
 
 
 def _beats(write: LeaseWrite, origin: int, lease: Lease) -> bool:

@@ -41,35 +41,31 @@ class Copy:
         size: in bytes, roughly.
     """
 
-    __slots__ = ("_few", "_many", "_seed", "head", "size", "xor")
+    __slots__ = ("_few", "_many", "head", "size", "xor")
 
     def __init__(self, head: LeaseWrite) -> None:
-        self._seed = xxhash.xxh64_intdigest(head.id.encode())
-        self._few: list[tuple[EntryRef, EntryRecord]] = []
+        self._few: tuple[EntryRecord, ...] = ()
         self._many: dict[EntryRef, EntryRecord] | None = None
         self.head = _headed(head)
-        self.xor, self.size = _digest(self.head, self._seed)
+        self.xor = self.size = 0
+        self._mix(self.head, sign=1)
 
     def __len__(self) -> int:
         return len(self._few if self._many is None else self._many)
 
     def entries(self) -> Iterator[EntryRecord]:
         """All entries."""
-        if self._many is not None:
-            yield from self._many.values()
-        else:
-            for _, record in self._few:
-                yield record
+        yield from self._few if self._many is None else self._many.values()
 
     def refs(self) -> list[EntryRef]:
         """The names of all entries."""
-        return [ref for ref, _ in self._few] if self._many is None else list(self._many)
+        return [record.entry.ref for record in self._few] if self._many is None else list(self._many)
 
     def get(self, ref: EntryRef) -> EntryRecord | None:
         """Return an entry, if it is there."""
         if self._many is not None:
             return self._many.get(ref)
-        return next((record for known, record in self._few if known == ref), None)
+        return next((record for record in self._few if record.entry.ref == ref), None)
 
     def set_head(self, head: LeaseWrite) -> None:
         """Take what a newer write says about the lease itself."""
@@ -84,10 +80,10 @@ class Copy:
         if self._many is not None:
             self._many[ref] = record
         elif len(self._few) < FEW:
-            self._few.append((ref, record))
+            self._few = (*self._few, record)
         else:
-            self._many = {**dict(self._few), ref: record}
-            self._few = []
+            self._many = {known.entry.ref: known for known in (*self._few, record)}
+            self._few = ()
         self._mix(record, sign=1)
 
     def drop(self, ref: EntryRef) -> None:
@@ -98,7 +94,7 @@ class Copy:
         if self._many is not None:
             del self._many[ref]
         else:
-            self._few = [(other, record) for other, record in self._few if other != ref]
+            self._few = tuple(record for record in self._few if record is not known)
         self._mix(known, sign=-1)
 
     def record(self) -> LeaseWrite:
@@ -106,7 +102,7 @@ class Copy:
         return msgspec.structs.replace(self.head, whole=True, put=list(self.entries()))
 
     def _mix(self, record: msgspec.Struct, *, sign: int) -> None:
-        digest, size = _digest(record, self._seed)
+        digest, size = _digest(record, xxhash.xxh64_intdigest(self.head.id.encode()))
         self.xor ^= digest
         self.size += sign * size
 

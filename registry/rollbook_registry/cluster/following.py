@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rollbook_registry.catalog import Catalog
     from rollbook_registry.catalog.records import LeaseWrite
     from rollbook_registry.cluster.membership import Membership, Peer
-    from rollbook_registry.cluster.messages import AnyMessage
+    from rollbook_registry.cluster.outbox import Outbox
     from rollbook_registry.cluster.timers import DistroTimings
 
 SECOND_THOUGHTS: Final = 2.0
@@ -57,9 +57,8 @@ class Following:
         boot: of this replica's life.
         book: the catalog.
         timings: timers and bounds.
+        outbox: for messages and news.
         rng: names pulls.
-        post: sends a message to a peer.
-        tell: counts and logs what happened.
     """
 
     def __init__(
@@ -69,16 +68,15 @@ class Following:
         boot: str,
         book: Catalog,
         timings: DistroTimings,
+        outbox: Outbox,
         rng: random.Random,
-        post: Callable[[int, AnyMessage], None],
-        tell: Callable[[Turn, int, int], None],
     ) -> None:
         self._members = members
         self._boot = boot
         self._book = book
         self._timings = timings
-        self._post = post
-        self._tell = tell
+        self._post = outbox.post
+        self._tell = outbox.tell
         self._n = rng.getrandbits(32)
         self.own = self._stream(boot, members.ordinal)
         self.own.complete = True
@@ -180,7 +178,7 @@ class Following:
             mine = sums.get(origin)
             if mine is None or mine[:2] != theirs[:2] or mine.xor == theirs.xor:
                 continue
-            self._tell(Turn.DIVERGED, origin, 1)
+            self._tell(Turn.DIVERGED, origin)
             if origin == peer.ordinal:
                 self.streams[origin].suspect = True
         alike = self.calm and digest.calm and sums == digest.streams and peer.pods == self._book.pods.digest
@@ -190,8 +188,8 @@ class Following:
             peer.odd_rounds += 1
             if peer.odd_rounds >= ODD_ROUNDS:
                 peer.odd_rounds = 0
-                self._tell(Turn.DIVERGED_VISIBLY, peer.ordinal, 1)
-                self.mend(now)
+                self._tell(Turn.DIVERGED_VISIBLY, peer.ordinal)
+                self._mend(now)
         self.catch_up(now)
 
     def asked(self, peer: Peer, pull: Pull, now: float) -> None:
@@ -223,8 +221,14 @@ class Following:
         if stream is not None and stream.orphaned is not None:
             # What came is not a sign of life of its origin.
             self._book.orphan(part.origin, now)
-        self._tell(Turn.PULLED_ALL if part.whole else Turn.PULLED_CHANGES, part.origin, 1)
+        self._tell(Turn.PULLED_ALL if part.whole else Turn.PULLED_CHANGES, part.origin)
         self.on_pulled(part.origin, peer.ordinal, now)
+        self.catch_up(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._retry(now)
+        self._settle(now)
         self.catch_up(now)
 
     # --- pulling ---------------------------------------------------------------------------------------
@@ -237,7 +241,7 @@ class Following:
         self.pulls[source] = Pulling(request, source, now)
         self._post(source, request)
 
-    def retry(self, now: float) -> None:
+    def _retry(self, now: float) -> None:
         """Ask again for what was not answered; give up what nobody answers, or who is lost."""
         for source, pull in list(self.pulls.items()):
             if not self._members.hears(source, now):
@@ -248,7 +252,7 @@ class Following:
                     continue
                 pull.tries += 1
                 pull.asked = now
-                self._tell(Turn.PULL_RETRIED, pull.origin, 1)
+                self._tell(Turn.PULL_RETRIED, pull.origin)
                 again = (
                     pull.request if pull.index == 0 else Pull(n=pull.n, origin=pull.origin, index=pull.index)
                 )
@@ -260,7 +264,7 @@ class Following:
         pull = self.pulls.pop(source, None)
         if pull is None:
             return
-        self._tell(Turn.PULL_GIVEN_UP, pull.origin, 1)
+        self._tell(Turn.PULL_GIVEN_UP, pull.origin)
         stream = self.streams.get(pull.origin)
         if stream is not None and stream.arriving:
             stream.abandon()
@@ -407,7 +411,9 @@ class Following:
             if copy is not None:
                 self._book.replicate(copy.record(), origin=stream.origin, now=now)
         if news.yielded:
-            self._loose[news.id] = (stream.origin, now)
+            lease = self._book.lease(news.id)
+            if lease is not None and lease.origin == stream.origin:
+                self._loose[news.id] = (stream.origin, now)
         elif news.ended:
             self._gone(news.id, now)
 
@@ -417,7 +423,7 @@ class Following:
 
     # --- what does not add up --------------------------------------------------------------------------
 
-    def settle(self, now: float) -> None:
+    def _settle(self, now: float) -> None:
         """Look again at leases that one origin ended while another had them, and at those nobody took up."""
         for id_ in [i for i, at in self._second_thoughts.items() if now >= at]:
             del self._second_thoughts[id_]
@@ -445,7 +451,7 @@ class Following:
                 if stream.orphaned is not None:
                     self._book.orphan(stream.origin, now)
 
-    def mend(self, now: float) -> None:
+    def _mend(self, now: float) -> None:
         """Make the book from the streams again; it costs a look at everything."""
         for stream in self.streams.values():
             stray = [i for i in self._book.foreign(stream.origin) if i not in stream.copies]

@@ -133,6 +133,15 @@ class Membership:
             alive |= self.peers[ordinal].links
         return {o for o in alive if o == self.ordinal or not self.peer(o).left}
 
+    def serving(self, now: float) -> set[int]:
+        """Replicas that are there with a book, this one in any case."""
+        return {
+            o
+            for o in self.alive(now)
+            # Of those that only others hear it is not known; most of the time they have one.
+            if o == self.ordinal or self.peer(o).rank.serves or not self.hears(o, now)
+        }
+
     def is_majority(self, replicas: set[int]) -> bool:
         """Whether these are more than half of all that there should be."""
         return 2 * len(replicas & self.members) > len(self.members)

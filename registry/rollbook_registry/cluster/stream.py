@@ -50,8 +50,10 @@ class Stream:
         self.orphaned: float | None = None
         self._log = RingLog(max_changes=max_changes, max_bytes=max_bytes)
         self._arrived: set[LeaseId] | None = None
-        self._ahead: set[LeaseId] = set()
-        """Leases that were changed while their set was on its way."""
+        self._ahead: dict[LeaseId, tuple[int, int]] = {}
+        """Leases that were changed while their set was on its way: a part of it must not be older."""
+        self._over: set[LeaseId] = set()
+        """Leases that ended, or were entered whole, meanwhile: what comes of them in parts is older."""
         self._torn = False
         self._pieces: set[EntryRef] | None = None
         self._was: LeaseId | None = None
@@ -99,6 +101,8 @@ class Stream:
             return self._take_end(write)
         if write.whole:
             return self._take_whole(write)
+        if self._arrived is not None:
+            self._ahead[write.id] = write.version
         if copy is None:
             # A change of what has not arrived yet. If nothing is on its way, something was missed.
             self.complete = self.complete and self.arriving
@@ -110,8 +114,6 @@ class Stream:
         for ref in write.drop:
             copy.drop(ref)
         self.xor ^= copy.xor
-        if self._arrived is not None:
-            self._ahead.add(write.id)
         if self._pieces is not None and self._was == write.id:
             # Entered while the lease's pieces arrive, which may not name it.
             self._pieces.update(record.entry.ref for record in write.put)
@@ -120,14 +122,15 @@ class Stream:
     def _take_whole(self, write: LeaseWrite) -> LeaseWrite:
         if self._arrived is not None:
             self._arrived.add(write.id)
-            self._ahead.discard(write.id)
-            if self._was == write.id:
-                self._pieces = self._was = None
+            self._over.add(write.id)
+            self._ahead.pop(write.id, None)
         return self._replace(write)
 
     def _take_end(self, write: LeaseWrite) -> LeaseWrite | None:
         if self._arrived is not None:
             self._arrived.discard(write.id)
+            self._over.add(write.id)
+            self._ahead.pop(write.id, None)
         if write.id not in self.copies:
             return None
         self._remove(write.id)
@@ -137,15 +140,14 @@ class Stream:
 
     def begin(self, boot: str, seq: int) -> None:
         """A whole set begins to arrive; what is known stays until all of it is there."""
-        if boot != self.boot:
-            self._log.clear()
-        if seq != self.seq:
+        if (boot, seq) != self.position:
             self._log.clear()
         self.boot = boot
         self.seq = seq
         self.complete = False
         self._arrived = set()
         self._ahead.clear()
+        self._over.clear()
         self._torn = False
         self._pieces = self._was = None
 
@@ -156,17 +158,14 @@ class Stream:
             write: the first piece of a lease is ``whole``.
             split: the lease goes on in the next piece.
         """
-        if self._arrived is None:
+        if self._arrived is None or write.id in self._over:
+            return None
+        if write.version < self._ahead.get(write.id, write.version):
+            # It was made before a change that has come already: it was lost, and came again. The set does
+            # not fit together; it is pulled once more.
+            self._torn = True
             return None
         copy = self.copies.get(write.id)
-        if copy is not None and write.version < copy.head.version:
-            if write.id in self._ahead:
-                # It was made before a change that has been applied already to what was here before: a part
-                # that was lost, and came again. The set does not fit together; it is pulled once more.
-                self._torn = True
-                return None
-            if write.id in self._arrived:
-                return None  # a whole record that came meanwhile is newer
         if write.whole:
             self._was = write.id
             self._pieces = None
@@ -181,11 +180,11 @@ class Stream:
 
     def finish(self) -> list[LeaseWrite]:
         """The set is there: what it lacks is gone. Returns that for the book."""
-        arrived, self._arrived = (self._arrived or set()) | self._ahead, None
+        arrived, self._arrived = self._arrived or set(), None
         self._pieces = self._was = None
-        self.complete = not self._torn
+        self.complete = not self._torn and arrived.issuperset(self._ahead)
         self.suspect = False
-        gone = [id_ for id_ in self.copies if id_ not in arrived]
+        gone = [id_ for id_ in self.copies if id_ not in arrived and id_ not in self._ahead]
         return [self._ended(id_) for id_ in gone]
 
     def abandon(self) -> None:

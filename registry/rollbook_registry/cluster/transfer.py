@@ -55,18 +55,25 @@ def whole(stream: Stream, n: int, *, max_records: int, max_bytes: int) -> Iterat
         copy = stream.copies.get(id_)
         if copy is None:
             continue  # ended meanwhile
+        if batch and (size + copy.size > max_bytes or records + len(copy) + 1 > max_records):
+            yield Part(n=n, origin=origin, index=index, boot=boot, seq=seq, whole=True, writes=batch)
+            index, batch, size, records = index + 1, [], 0, 0
+            # Time has passed: what goes into a part is looked up when that part is made, never before.
+            copy = stream.copies.get(id_)
+            if copy is None:
+                continue
         for write, bytes_, more in pieces(copy, max_records=max_records, max_bytes=max_bytes):
-            if batch and (size + bytes_ > max_bytes or records + len(write.put) + 1 > max_records):
-                yield Part(n=n, origin=origin, index=index, boot=boot, seq=seq, whole=True, writes=batch)
-                index, batch, size, records = index + 1, [], 0, 0
             batch.append(write)
             size += bytes_
             records += len(write.put) + 1
-            if more:
-                yield Part(
-                    n=n, origin=origin, index=index, boot=boot, seq=seq, whole=True, writes=batch, split=True
-                )
-                index, batch, size, records = index + 1, [], 0, 0
+            if not more:
+                break
+            yield Part(
+                n=n, origin=origin, index=index, boot=boot, seq=seq, whole=True, writes=batch, split=True
+            )
+            index, batch, size, records = index + 1, [], 0, 0
+            if stream.copies.get(id_) is not copy:
+                break  # ended, and perhaps entered anew: the peer has heard that as a change
     yield Part(n=n, origin=origin, index=index, boot=boot, seq=seq, whole=True, writes=batch, last=True)
 
 

@@ -71,7 +71,7 @@ def _resurrecting(distro: Distro) -> None:
 
 def _hiding_at_once(distro: Distro) -> None:
     """Orphans are hidden when their replica is lost."""
-    distro._timings = dataclasses.replace(distro._timings, hide_after=0.0)
+    distro.orphans._timings = dataclasses.replace(distro._timings, hide_after=0.0)
 
 
 def _hiding_in_a_minority(distro: Distro) -> None:
@@ -82,13 +82,13 @@ def _hiding_in_a_minority(distro: Distro) -> None:
 def _trusting_its_disk(distro: Distro) -> None:
     """A restarted replica is ready with its own disk, or with nothing, whatever its peers know."""
     if not distro.rank.serves:
-        distro._restore(0.0)
-        distro._become(Rank.READY, distro._why, 0.0)
+        distro.starting._restore(0.0)
+        distro.starting._become(Rank.READY, distro.starting.why, 0.0)
 
 
 def _without_its_own_set(distro: Distro) -> None:
     """A restarted replica does not ask for its own leases."""
-    distro._take_mine = lambda _rank, _now: setattr(distro.following, "mine", None)
+    distro.starting._take_ours = lambda _rank, _now: setattr(distro.following, "mine", None)
 
 
 def _keeping_what_a_set_lacks(distro: Distro) -> None:
@@ -118,13 +118,13 @@ def _without_one_step(distro: Distro) -> None:
 
 def _without_forwarding(distro: Distro) -> None:
     """Beats of plain HTTP clients count nowhere but at the replica that owns their lease."""
-    distro._flush_beats = distro._beats.clear
+    distro.forwarding.flush = distro.forwarding._waiting.clear
 
 
 def _without_orphans(distro: Distro) -> None:
     """A lost replica's leases are left as they were, as if it were there."""
     distro._book.orphan = lambda _origin, _now: None
-    distro._hide = lambda _now: None
+    distro.orphans._hide = lambda _now: None
 
 
 def _ending_what_is_yielded(distro: Distro) -> None:

@@ -8,7 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
 from rollbook.model import Entry
-from rollbook_registry.cluster import Distro
+from rollbook_registry.cluster import Distro, DistroTimings
 from simulation import plans
 from simulation.clients import ANCHOR, HttpPublisher, Operator, Publisher, Subscriber
 from simulation.observer import Observer
@@ -54,6 +54,10 @@ class Run:
         ]
         for node in self.nodes:
             node.others = [n for n in self.nodes if n is not node]
+            # So that books as small as these are too large for one message, and for the log, now and then.
+            node.timings = DistroTimings(
+                chunk_records=rng.choice([3, 2000]), log_changes=rng.choice([4, 8192])
+            )
             node.rate = 1.0 + rng.uniform(-0.02, 0.02)
             node.offset = rng.uniform(0.0, 1e6)
         self.observer.nodes = self.nodes

@@ -11,7 +11,6 @@ import pytest
 
 from simulation import simulate
 from simulation.mutations import MUTATIONS
-from simulation.plans import PLANS
 from simulation.run import many
 
 
@@ -20,7 +19,7 @@ def test_sixty_seeds_hold():
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", ["rolling", "chaos", "disorder"])
 def test_one_seed_is_one_run(plan):
     first, again = simulate(7, plan=plan), simulate(7, plan=plan)
     assert first == again
@@ -48,13 +47,11 @@ def test_one_seed_is_one_run_in_every_process():
 @pytest.mark.parametrize(
     ("name", "seeds"),
     [
-        ("without_pulling_gaps", 20),
-        ("without_telling_marks", 20),
-        ("hiding_at_once", 20),
-        ("hiding_in_a_minority", 30),
-        ("keeping_what_a_set_lacks", 20),
-        ("without_forwarding", 20),
-        ("losing_a_write", 20),
+        ("without_telling_marks", 10),
+        ("hiding_at_once", 10),
+        ("hiding_in_a_minority", 20),
+        ("without_forwarding", 10),
+        ("losing_content", 10),
     ],
 )
 def test_a_core_with_a_broken_rule_is_caught(name, seeds):
