@@ -25,6 +25,7 @@ NAMES: Final = (
     "checks",
     "store",
     "sidecar_lookups",
+    "catalog_size",
     "cluster_detection",
 )
 OUT: Final = process.ROOT / "build" / "benchmarks"

@@ -39,7 +39,10 @@ class Wheel(Generic[K]):
             if slot >= known:
                 return
             # Who falls silent and recovers again and again, with a long time to its removal, leaves nothing.
-            del self._slots[known][key]
+            keys = self._slots[known]
+            del keys[key]
+            if not keys:
+                del self._slots[known]
         self._slot_of[key] = slot
         self._slots.setdefault(slot, {})[key] = None
 
