@@ -25,7 +25,6 @@ from rollbook_registry.api.session import Sessions
 from rollbook_registry.book import Book
 from rollbook_registry.checks import Checker, Probes
 from rollbook_registry.connections import Door, Guard
-from rollbook_registry.connections.guard import marked
 from rollbook_registry.metrics import GuardCollector
 from rollbook_registry.rulebook import Rulebook
 from rollbook_registry.store.keeper import Keeper
@@ -224,7 +223,7 @@ class Server:
             log.exception("book_stopped")
 
     def _application(self, verifier: Verifier | None) -> web.Application:
-        application = web.Application(middlewares=[marked, doors.problems], client_max_size=MAX_BODY_BYTES)
+        application = web.Application(middlewares=[doors.problems], client_max_size=MAX_BODY_BYTES)
         application[doors.BOOK] = self.book
         application[doors.VERIFIER] = verifier
         return application

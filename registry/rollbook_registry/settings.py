@@ -39,6 +39,7 @@ class RegistrySettings:
         unit="s",
         minimum=1.0,
         maximum=3600.0,
+        formula="At most --remove-after: what was entered since the last one is not there after a restart.",
     )
     store_timeout: float = setting(
         10.0,
@@ -141,6 +142,7 @@ class RegistrySettings:
         "at once, the rest are kept for the time being. 1 protects nothing.",
         minimum=0.0,
         maximum=1.0,
+        formula="More than the largest failure that is ordinary: the share of instances on one node or zone.",
         danger="With 0 nothing beyond --protection-floor is ever struck out for silence alone.",
     )
     protection_floor: int = setting(
@@ -148,9 +150,15 @@ class RegistrySettings:
         "Leases that may end by silence in a window in any case.",
         minimum=0,
         maximum=1_000_000,
+        formula="The pods of the largest node.",
     )
     protection_window: float = setting(
-        60.0, "Length of a window of protection.", unit="s", minimum=1.0, maximum=3600.0
+        60.0,
+        "Length of a window of protection.",
+        unit="s",
+        minimum=1.0,
+        maximum=3600.0,
+        formula="At least 2 x --remove-after: all of one failure belongs into one or two windows.",
     )
     stuck_after: float = setting(
         300.0,
@@ -158,13 +166,22 @@ class RegistrySettings:
         unit="s",
         minimum=1.0,
         maximum=86400.0,
+        formula="Longer than the longest grace period of pods.",
     )
-    max_instances: int = setting(200_000, "Instances in the book, in all.", minimum=1, maximum=10_000_000)
+    max_instances: int = setting(
+        200_000,
+        "Instances in the book, in all.",
+        minimum=1,
+        maximum=10_000_000,
+        formula="Twice what is expected, for a roll-out of everything at once.",
+        danger="At the limit new pods are refused; their clients come again, and say so in their logs.",
+    )
     max_services: int = setting(
         50_000,
         "Services in the book, in all; empty ones that are still listed count.",
         minimum=1,
         maximum=10_000_000,
+        formula="As --max-instances, and what comes and goes within --empty-service-after.",
     )
     max_events: int = setting(
         50_000,
@@ -241,6 +258,7 @@ class RegistrySettings:
         unit="s",
         minimum=1.0,
         maximum=7200.0,
+        formula="Less than what firewalls and load balancers between keep of a connection that rests.",
     )
     max_long_polls: int = setting(
         5_000,
@@ -250,7 +268,11 @@ class RegistrySettings:
         formula="At most --max-connections less --max-sessions.",
     )
     max_barriers: int = setting(
-        16, "Barriers that one session may wait for at once.", minimum=1, maximum=10_000
+        16,
+        "Barriers that one session may wait for at once.",
+        minimum=1,
+        maximum=10_000,
+        formula="A sidecar that drains needs one.",
     )
     max_deferred: int = setting(
         100_000,
@@ -269,7 +291,11 @@ class RegistrySettings:
         danger="Below it each request for a list spells it again, and the registry's loop waits meanwhile.",
     )
     max_subscriptions: int = setting(
-        10_000, "Subscriptions that one session may hold.", minimum=1, maximum=1_000_000
+        10_000,
+        "Subscriptions that one session may hold.",
+        minimum=1,
+        maximum=1_000_000,
+        formula="At least the sidecars' --max-services.",
     )
     max_patterns: int = setting(
         100,
@@ -278,7 +304,13 @@ class RegistrySettings:
         minimum=0,
         maximum=10_000,
     )
-    max_entries: int = setting(20_000, "Instances that one session may hold.", minimum=1, maximum=1_000_000)
+    max_entries: int = setting(
+        20_000,
+        "Instances that one session may hold.",
+        minimum=1,
+        maximum=1_000_000,
+        formula="All pods of the cluster: the operator enters them over one session.",
+    )
     idle_timeout: float = setting(
         60.0,
         "Silence after which a session is closed; clients ping every 2 s.",
@@ -299,6 +331,7 @@ class RegistrySettings:
         unit="s",
         minimum=MIN_CHECK_INTERVAL,
         maximum=MAX_CHECK_INTERVAL,
+        formula="At least persistent instances x --check-timeout / --check-concurrency, if all were silent.",
     )
     check_timeout: float = setting(
         1.0,

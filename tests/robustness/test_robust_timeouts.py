@@ -221,4 +221,4 @@ async def test_a_session_that_does_not_read_is_cut_off_and_its_memory_is_bounded
     )
     await until(lambda: len(registry.server.sessions) == 0)
     assert registry.catalog.lease("a") is None
-    speaker.ws._response.connection.transport.abort()
+    speaker.ws._response.close()

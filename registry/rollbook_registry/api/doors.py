@@ -12,6 +12,7 @@ from aiohttp import web
 from rollbook.problems import CONTENT_TYPE, Problem, from_validation
 from rollbook_registry.auth import ANONYMOUS, LOCAL
 from rollbook_registry.book import Book
+from rollbook_registry.connections import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,6 +27,9 @@ T = TypeVar("T")
 BOOK: Final = web.AppKey("book", Book)
 # Its type is not named at run time: its module loads a library of cryptography, which not everybody needs.
 VERIFIER: Final[web.AppKey[Verifier | None]] = web.AppKey("verifier")
+
+_LAST: Final = {"too_slow", "registry_full"}
+"""After these the connection ends: what still comes of a slow body is not the next request."""
 
 _HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
@@ -43,8 +47,7 @@ def problem_response(problem: Problem) -> web.Response:
         content_type=CONTENT_TYPE,
         headers=headers,
     )
-    if problem.code == "too_slow":
-        # What still comes of its body is not the next request.
+    if problem.code in _LAST:
         response.force_close()
     return response
 
@@ -53,9 +56,17 @@ def problem_response(problem: Problem) -> web.Response:
 async def problems(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Answer every error, ours, aiohttp's or unexpected, as a problem."""
+    """Answer every error, ours, aiohttp's or unexpected, as a problem; mark where requests begin and end."""
+    connection = request.protocol
+    # In tests others may make the connections.
+    guarded = connection if isinstance(connection, Connection) else None
     try:
-        return await handler(request)
+        if guarded is not None:
+            guarded.asked(request.path)
+        response = await handler(request)
+        if guarded is not None and guarded.refused is not None:
+            response.force_close()
+        return response  # noqa: TRY300  # an else would be read as another case
     except Problem as problem:
         request.app[BOOK].metrics.refusals.labels(problem.code).inc()
         return problem_response(problem)
@@ -77,6 +88,9 @@ async def problems(
         if not (gone and isinstance(error, ConnectionError)):
             log.exception("request_failed", method=request.method, path=request.path)
         return problem_response(Problem("internal", "the registry failed; its log says how"))
+    finally:
+        if guarded is not None:
+            guarded.answered()
 
 
 async def identity(request: web.Request) -> Identity:

@@ -164,6 +164,7 @@ class Census(Generic[H]):
 
     def completed(self, who: H) -> None:
         """A request's head is complete."""
+        self._fresh.pop(who, None)
         self._heads.pop(who, None)
         self._turned_away.pop(who, None)
 

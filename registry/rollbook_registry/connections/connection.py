@@ -3,15 +3,17 @@
 Nearly all that is used is documented: the callbacks of :class:`asyncio.Protocol`, that
 :class:`aiohttp.web.RequestHandler` is one, made by a :class:`aiohttp.web.Server` with that server and its
 options, and that it asks ``handle_error`` for the answer to what it cannot parse. What is not documented is
-in :meth:`Connection._is_unparsable` alone. Tests notice if any of it changes.
+the queue of parsed requests, ``_messages``, in :meth:`Connection.data_received`. Tests notice if any of it
+changes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 
 from rollbook_registry.connections import sockets
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("rollbook.connections")
 
+PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+"""What a full registry still answers: being full is no reason to be restarted."""
+
 
 class Connection(web.RequestHandler):
     """A client's connection to one of the HTTP ports.
@@ -36,13 +41,14 @@ class Connection(web.RequestHandler):
         options: aiohttp's own.
     """
 
-    __slots__ = ("_at_rest", "_door", "_lost_cause", "_socket", "guard", "on_lost", "refused")
+    __slots__ = ("_at_rest", "_awaited", "_door", "_lost_cause", "_socket", "guard", "on_lost", "refused")
 
     def __init__(self, manager: web.Server, *, guard: Guard, door: Door, **options: Any) -> None:
         super().__init__(manager, **options)
         self.guard = guard
         self._door = door
         self._at_rest = False
+        self._awaited = True
         self._lost_cause = False
         self._socket: asyncio.Transport | None = None
         self.refused: Problem | None = None
@@ -67,22 +73,27 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        if self._at_rest and data:
-            self._at_rest = False
-            self.guard.census.began(self, self.guard.now)
         if self._lost_cause:
             return
         super().data_received(data)
-        if self._is_unparsable():
-            # It will be answered so and closed. Until then aiohttp would take every further piece for another
-            # message, and keep it.
-            self._lost_cause = True
-            if self._socket is not None:
-                self._socket.pause_reading()
+        # What follows is all that a request costs here, so it asks for as little as it can.
+        if self._messages:
+            if not isinstance(self._messages[-1][0], RawRequestMessage):
+                self._give_up()
+        elif self._at_rest and data:
+            # A request has begun, and its head did not come in one piece.
+            self._at_rest = False
+            self._awaited = True
+            self.guard.census.began(self, self.guard.now)
 
-    def _is_unparsable(self) -> bool:
-        """Whether what came last is no HTTP: aiohttp queues an error, with its exception, for its handler."""
-        return bool(self._messages) and hasattr(self._messages[-1][0], "exc")
+    def _give_up(self) -> None:
+        """Read no more of what is no HTTP: it will be answered so and closed.
+
+        Until then aiohttp would take every further piece for another message, and keep it.
+        """
+        self._lost_cause = True
+        if self._socket is not None:
+            self._socket.pause_reading()
 
     def pause_writing(self) -> None:
         """The client does not take what it is sent, and the buffers are full."""
@@ -103,9 +114,19 @@ class Connection(web.RequestHandler):
 
     # --- what the guard and the doors say --------------------------------------------------------------
 
-    def asked(self) -> None:
-        """A request's head is complete, and the request under way."""
-        self.guard.census.completed(self)
+    def asked(self, path: str) -> None:
+        """A request's head is complete, and the request under way.
+
+        Raises:
+            Problem: 503 ``registry_full``: the connection was not let in, and the path is none of
+                :data:`PROBES`.
+        """
+        self._at_rest = False
+        if self._awaited:
+            self._awaited = False
+            self.guard.census.completed(self)
+        if self.refused is not None and path not in PROBES:
+            raise self.refused
 
     def answered(self) -> None:
         """A request has been answered: the next bytes are another."""

@@ -1,4 +1,4 @@
-"""The guard: one sweeper for all connections of all ports, and the middleware that marks requests.
+"""The guard: one sweeper for all connections of all ports.
 
 aiohttp has a time limit for connections that rest between requests, and none for a head that does not come,
 for an answer that is not taken, or for how many there are.
@@ -7,7 +7,6 @@ for an answer that is not taken, or for how many there are.
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -21,7 +20,7 @@ from rollbook_registry.connections.connection import Connection
 from rollbook_registry.connections.sockets import make_room
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from rollbook_registry.metrics import Metrics
     from rollbook_registry.settings import RegistrySettings
@@ -36,9 +35,6 @@ HEADERS: Final = 128
 
 LINGER: Final = 1.0
 """Seconds for which what is still coming of a refused body is read, so that its answer is not lost."""
-
-PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-"""What a full registry still answers: being full is no reason to be restarted."""
 
 
 class Guard:
@@ -133,19 +129,11 @@ class Guard:
         first = said.partition("\n")[0].partition(" when reading")[0].strip().rstrip(":")
         large = "more than" in first.lower() or "too many" in first.lower()
         code = "head_too_large" if large else "bad_value"
+        self._metrics.refusals.labels(code).inc()
         accepted = f"HTTP/1.1 with at most {HEADERS} headers, and lines of at most {LINE_BYTES} bytes"
-        return self.answer(
-            Problem(code, f"{first}; accepted: {accepted}", field="request", accepted=accepted)
-        )
-
-    def answer(self, problem: Problem) -> web.Response:
-        """Answer a problem, as the last thing on a connection."""
-        self._metrics.refusals.labels(problem.code).inc()
+        problem = Problem(code, f"{first}; accepted: {accepted}", field="request", accepted=accepted)
         response = web.Response(
-            status=problem.status,
-            body=msgspec.json.encode(problem.details()),
-            content_type=CONTENT_TYPE,
-            headers={"Retry-After": "1"} if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else None,
+            status=problem.status, body=msgspec.json.encode(problem.details()), content_type=CONTENT_TYPE
         )
         response.force_close()
         return response
@@ -174,28 +162,6 @@ class Guard:
             elif why is Closing.REFUSED and connection.refused is not None:
                 answer = _spell(connection.refused)
             connection.cut(why, answer)
-
-
-@web.middleware
-async def marked(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Tell the guard where requests begin and end; answer those of connections that were not let in."""
-    connection = request.protocol
-    # In tests others may make the connections.
-    if not isinstance(connection, Connection):
-        return await handler(request)
-    connection.asked()
-    try:
-        if connection.refused is None:
-            return await handler(request)
-        if request.path not in PROBES:
-            return connection.guard.answer(connection.refused)
-        response = await handler(request)
-        response.force_close()
-        return response
-    finally:
-        connection.answered()
 
 
 def _spell(problem: Problem) -> bytes:

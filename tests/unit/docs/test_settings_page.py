@@ -57,6 +57,8 @@ def _default(item):
         return ""
     if item.meta.unit == "s":
         return f"`{item.default:g}s`"
+    if isinstance(item.default, float):
+        return f"`{item.default:g}`"
     if isinstance(item.default, bool):
         return f"`{str(item.default).lower()}`"
     return f"`{item.default}`"

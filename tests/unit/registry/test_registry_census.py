@@ -95,6 +95,8 @@ def test_nothing_said_and_a_head_not_completed_end_after_the_same_time(make):
     enter(census, "quick", SESSION, now=0.0)
     census.began("quick", 1.0)
     census.completed("quick")
+    enter(census, "at once", now=0.0)
+    census.completed("at once")
     assert due(census, 9.9) == []
     assert due(census, 10.0) == [("silent", "never_asked")]
     assert due(census, 18.9) == []
