@@ -330,6 +330,13 @@ async def test_what_cannot_be_laid_down_names_field_and_accepted_form(registry):
     assert [len(laid) for laid in everything(registry)] == [1, 0, 0, 0]
 
 
+async def test_what_is_ephemeral_takes_no_check(registry):
+    await registry.request("POST", INSTANCES, json={"ip": "10.0.0.1", "port": 8080})
+    problem = await registry.problem("PATCH", ONE, json={"weight": 5, "check": UNCHECKED})
+    assert (problem["status"], problem["code"], problem["field"]) == (409, "conflict", "check")
+    assert (await only(registry))["weight"] == 1.0
+
+
 async def test_what_was_never_laid_down_can_be_neither_shown_nor_taken_back(registry):
     for method, path, code in (
         ("GET", f"{ONE}/override", "not_found"),
