@@ -388,7 +388,13 @@ class Native:
 
         def changed(known: Definition) -> Definition:
             entry = check_entry(msgspec.structs.replace(known.entry, **new))
-            check_persistent(entry)
+            try:
+                check_persistent(entry)
+            except Problem as problem:
+                # It is what the instance is that forbids it; for an ephemeral one it were all right.
+                raise Problem(
+                    "conflict", problem.detail, field=problem.field, accepted=problem.accepted
+                ) from None
             return Definition(entry=entry, check=check or known.check)
 
         laid = await self._rulings.redefine(request, ref, changed)

@@ -26,7 +26,8 @@ def map_query(context, query):
 @schemathesis.hook
 def map_case(context, case):
     # Not map_body and filter_body, which the coverage phase passes by.
-    case.body = whole(case.body)
+    if isinstance(case.body, dict):
+        case.body = whole(case.body)
     return case
 
 
