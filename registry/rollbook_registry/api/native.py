@@ -362,7 +362,12 @@ class Native:
         if lease is None or held is None:
             return await self._change_definition(request, ref, new, wanted.check)
         if wanted.check is not None:
-            raise bad_value("check", wanted.check.type, "nothing: what is ephemeral lives by its beats")
+            raise Problem(
+                "conflict",
+                "the instance is ephemeral: it lives by its beats, and is not checked",
+                field="check",
+                accepted="nothing, for an ephemeral instance",
+            )
         entry = check_entry(msgspec.structs.replace(held.entry, alive=not held.down, **new))
         self._book.apply(lambda c, now: c.register(lease_id, [entry], now))
         shown = self._book.catalog.instance(ref, lease_id)
@@ -383,7 +388,13 @@ class Native:
 
         def changed(known: Definition) -> Definition:
             entry = check_entry(msgspec.structs.replace(known.entry, **new))
-            check_persistent(entry)
+            try:
+                check_persistent(entry)
+            except Problem as problem:
+                # It is what the instance is that forbids it; for an ephemeral one it were all right.
+                raise Problem(
+                    "conflict", problem.detail, field=problem.field, accepted=problem.accepted
+                ) from None
             return Definition(entry=entry, check=check or known.check)
 
         laid = await self._rulings.redefine(request, ref, changed)

@@ -295,7 +295,6 @@ BAD = [
     ("POST", INSTANCES, {**LAID, "check": {"port": 70000}}, "check.port", "from 1 to 65535"),
     ("POST", INSTANCES, {**LAID, "check": {"tls": True}}, "check.tls", "unknown field"),
     ("POST", INSTANCES, {**LAID, "ephemeral": True}, "check", "lives by its beats"),
-    ("PATCH", ONE, {"metadata": {"preserved.heart.beat.timeout": "1"}}, "metadata.preserved", "nothing"),
     ("PATCH", ONE, {"weight": -1}, "weight", "a number from 0"),
     ("PATCH", ONE, {"check": {"successes": 101}}, "check.successes", "from 1 to 100"),
     ("PATCH", ONE, {"port": 9}, "port", "unknown field"),
@@ -328,6 +327,20 @@ async def test_what_cannot_be_laid_down_names_field_and_accepted_form(registry):
         assert accepted in problem["accepted"]
     assert await only(registry) == before
     assert [len(laid) for laid in everything(registry)] == [1, 0, 0, 0]
+
+
+async def test_what_an_instance_is_forbids_some_changes_of_it(registry):
+    await lay(registry, port=81)
+    path = f"{INSTANCES}/10.0.0.1:81"
+    timing = "preserved.heart.beat.timeout"
+    problem = await registry.problem("PATCH", path, json={"metadata": {timing: "1"}})
+    assert (problem["status"], problem["code"], problem["field"]) == (409, "conflict", f"metadata.{timing}")
+    assert (await only(registry))["metadata"] == {}
+    await registry.request("DELETE", path)
+    await registry.request("POST", INSTANCES, json={"ip": "10.0.0.1", "port": 8080})
+    problem = await registry.problem("PATCH", ONE, json={"weight": 5, "check": UNCHECKED})
+    assert (problem["status"], problem["code"], problem["field"]) == (409, "conflict", "check")
+    assert (await only(registry))["weight"] == 1.0
 
 
 async def test_what_was_never_laid_down_can_be_neither_shown_nor_taken_back(registry):
