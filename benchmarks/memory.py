@@ -78,7 +78,7 @@ async def _registry(sizes: _Sizes) -> None:
         await sizes.look("registry, idle", registry)
         with contextlib.ExitStack() as open_:
             # Sessions of a hundred instances each, a service each.
-            for first, last in ((0, 10), (10, 100)):
+            for first, last in ((0, 10), (10, 100), (100, 1000)):
                 for n in range(first, last):
                     publisher = Publisher(n, 100, 1)
                     open_.callback(publisher.close)
@@ -124,15 +124,17 @@ async def run(options: Options) -> Result:
         "registry, idle": "bare",
         "registry, 1,000 instances in 10 sessions": "bare",
         "registry, 10,000 instances in 100 sessions": "bare",
+        "registry, 100,000 instances in 1000 sessions": "bare with sessions",
         f"registry, {SESSIONS:,} sessions with an instance each": "bare with sessions",
         "sidecar, idle": "bare",
         "sidecar, 100 services of 10 instances": "bare",
         "from rollbook import Client": "import aiohttp",
         "import aiohttp": "pass",
     }
-    idle, _, full, many, *_ = with_limits
+    idle, _, full, largest, many, *_ = with_limits
     each = [
         sizes.growth("each of 10,000 instances", of=(idle, full), limit=None, count=10_000),
+        sizes.growth("each of 100,000 instances", of=(idle, largest), limit=None, count=100_000),
         sizes.growth(
             f"each of {SESSIONS:,} sessions with an instance",
             of=(idle, many),

@@ -199,6 +199,10 @@ class Registry(Process):
             },
         )
 
+    def end(self) -> None:
+        """End it, and keep its data; it can be started again."""
+        super().stop()
+
     def stop(self) -> None:
         """End it, and remove its data."""
         super().stop()
