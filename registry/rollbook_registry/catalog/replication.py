@@ -170,10 +170,10 @@ class ReplicatedLedger(Ledger):
             # It is over; or whoever it was yielded to has ended it already.
             lease.term, lease.n = write.version
             self._end(lease, _reason(write, Reason.RELEASED), now)
-        elif lease.origin == self.ordinal and lease.term < write.term and not write.yielded:
-            # It was taken up there to be ended, in one go: a plain client's instance that was deregistered
-            # elsewhere than it is owned.
-            self._end(lease, _reason(write, Reason.RELEASED), now)
+        elif lease.kind is Kind.HTTP and lease.origin == self.ordinal and lease.term < write.term:
+            # A plain client's instance was deregistered elsewhere than it is owned: taken up to be ended.
+            if not write.yielded:
+                self._end(lease, _reason(write, Reason.RELEASED), now)
 
     def _yield(self, lease: Lease, write: LeaseWrite, origin: int) -> None:
         """Give an own lease up to the replica that its client went to; what it holds stays where it is."""

@@ -9,7 +9,7 @@ from rollbook.frames import GonePod
 from rollbook.problems import Problem
 from rollbook_registry.catalog import Happened, PodsMarked, ServiceChanged, Written
 from rollbook_registry.catalog.definitions import Defined, Definition
-from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.catalog.records import EntryRecord, PodRecord
 
 HTTP = "http/10.0.0.1:8080"
@@ -172,6 +172,20 @@ def test_an_end_by_who_does_not_own_it_does_nothing(ledger):
     ledger.enter("a", an_entry())
     ledger.hear(an_end(term=9, reason="released"), origin=1)
     assert ledger.only().healthy
+
+
+def test_a_plain_clients_instance_that_is_deregistered_elsewhere_is_gone_at_its_owner_too():
+    here, there = (Ledger(ordinal=n, lease_of=http_lease) for n in range(2))
+    here.register_http(an_entry())
+    for write in here.told:
+        there.hear(write, origin=0)
+    here.told.clear()
+    there.do(lambda c, now: c.deregister_everywhere(a_ref(), operators=True, now=now))
+    for write in there.told:
+        here.hear(write, origin=1)
+    assert (here.shown(), there.shown()) == ({}, {})
+    # Its owner says so in its own name, for those who have it from there.
+    assert [write.ended for write in here.told] == [True]
 
 
 def test_a_reason_of_a_newer_version_is_understood_as_an_end(ledger):
