@@ -21,7 +21,7 @@ from rollbook_registry.catalog import (
     Timings,
     Written,
 )
-from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.catalog.records import EntryRecord, LeaseWrite, PodRecord
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
@@ -175,7 +175,7 @@ class Ledger:
         return self.register(lease, *entries)
 
     def register_http(self, entry, *, term=0):
-        lease = LeaseId(f"http/{entry.ip}:{entry.port}")
+        lease = http_lease(entry.ref)
         return self.do(lambda c, now: c.register_http(lease, entry, term=term, now=now))
 
     def beat(self, lease="a", *, term=None, down=()):
@@ -185,7 +185,7 @@ class Ledger:
         self.do(lambda c, now: c.beat(LeaseId(lease), term=term, down=frozenset(down), now=now))
 
     def beat_http(self, ref, *, term=0):
-        lease = LeaseId(f"http/{ref.ip}:{ref.port}")
+        lease = http_lease(ref)
         self.do(lambda c, now: c.beat_http(lease, ref, term=term, now=now))
 
     def detach(self, lease="a", holder=None):
