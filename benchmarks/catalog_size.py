@@ -20,7 +20,7 @@ from benchmarks.report import Result, Row, Spread
 from rollbook.model import Entry, EntryRef
 from rollbook.names import LeaseId
 from rollbook_registry.catalog import Catalog, Deadline, Quotas, Timings
-from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _bytes_each(kind: str, size: int) -> float:
         for number in numbers:
             entry = _decode(bodies[number])
             if kind == "http":
-                lease = LeaseId(f"http/{entry.ip}:{entry.port}")
+                lease = http_lease(entry.ref)
                 catalog.register_http(lease, entry, term=0, now=0.0)
             else:
                 lease = LeaseId(f"lease-{number // 100:032x}")

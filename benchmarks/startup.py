@@ -116,7 +116,9 @@ async def run(options: Options) -> Result:
         ],
         limit="named in each row",
         notes=[
-            (f"{TIMES} starts of each in turn, after one that does not count; the sidecar has no registry; "
-            f"{FULL_TIMES} with a snapshot of {INSTANCES:,} in {SESSIONS:,} leases")
+            (
+                f"{TIMES} starts each in turn, after one that does not count; the sidecar has no registry, "
+                f"{FULL_TIMES} with a snapshot of {INSTANCES:,} in {SESSIONS:,} leases"
+            )
         ],
     )

@@ -21,7 +21,7 @@ from rollbook_registry.catalog import (
     Timings,
     Written,
 )
-from rollbook_registry.catalog.leases import Kind
+from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.catalog.records import EntryRecord, LeaseWrite, PodRecord
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
 
@@ -95,11 +95,6 @@ class Disk:
         return [msgspec.structs.replace(pod, age=now - at) for at, pod in self._pods.values()]
 
 
-def lease_of_an_address(ref: EntryRef) -> LeaseId:
-    """One lease for all that an address has: what the catalog bears beyond what the doors make of it."""
-    return LeaseId(f"http/{ref.ip}:{ref.port}")
-
-
 class Ledger:
     """A catalog whose time passes as a test says; it holds what a perfect subscriber would hold."""
 
@@ -110,10 +105,8 @@ class Ledger:
         protected: Protected | None = None,
         quotas=None,
         now: float = 0.0,
-        lease_of=lease_of_an_address,
         **timings: float,
     ) -> None:
-        self.lease_of = lease_of
         self.catalog = Catalog(Timings(**timings), quotas, ordinal=ordinal)
         self.now = now
         self.disk = Disk()
@@ -182,7 +175,7 @@ class Ledger:
         return self.register(lease, *entries)
 
     def register_http(self, entry, *, term=0):
-        lease = self.lease_of(entry.ref)
+        lease = http_lease(entry.ref)
         return self.do(lambda c, now: c.register_http(lease, entry, term=term, now=now))
 
     def beat(self, lease="a", *, term=None, down=()):
@@ -192,7 +185,7 @@ class Ledger:
         self.do(lambda c, now: c.beat(LeaseId(lease), term=term, down=frozenset(down), now=now))
 
     def beat_http(self, ref, *, term=0):
-        lease = self.lease_of(ref)
+        lease = http_lease(ref)
         self.do(lambda c, now: c.beat_http(lease, ref, term=term, now=now))
 
     def detach(self, lease="a", holder=None):

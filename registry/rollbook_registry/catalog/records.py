@@ -56,6 +56,7 @@ class LeaseWrite(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
         put: entries that are new or different.
         drop: names of entries that are gone, in a whole write too: the disk notes them.
         ended: the lease is no more; nothing else matters then.
+        successor: of a yielded one, the term of the record that counts instead.
         reason: of what it drops or ends, as a :class:`~rollbook_registry.catalog.events.Reason`'s code.
     """
 
@@ -71,6 +72,7 @@ class LeaseWrite(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     put: list[EntryRecord] = []
     drop: list[EntryRef] = []
     ended: bool = False
+    successor: int = 0
     reason: str = ""
 
     @property

@@ -157,29 +157,27 @@ class ReplicatedLedger(Ledger):
 
     def _hear_of_end(self, lease: Lease | None, write: LeaseWrite, origin: int, now: float) -> None:
         known = self._ended.get(write.id)
-        later = known is None or known.term < write.term
+        # Whoever it was yielded to may have ended it already: its word came first.
+        later = known is None or known.term < (write.successor if write.yielded else write.term)
         if lease is None:
             if later and not write.yielded:
                 # For what others, who have not heard of it yet, may still say.
                 self._remember(write.id, Ended(write.term, now, write.owner))
-        elif lease.origin == origin and write.yielded and later:
+        elif lease.origin == origin and write.yielded and later and lease.entries:
             # Somebody else has it, whose word has not come yet; until then nothing of it may be missed.
             self._freeze(lease, orphan=True)
             lease.attached = False
-        elif lease.origin == origin:
-            # It is over; or whoever it was yielded to has ended it already.
+        elif lease.origin == origin or (write.term > lease.term and not write.yielded):
+            # It is over: by its owner's word, or by that of who took it up and ended it in one go.
             lease.term, lease.n = write.version
             self._end(lease, _reason(write, Reason.RELEASED), now)
-        elif lease.kind is Kind.HTTP and lease.origin == self.ordinal and lease.term < write.term:
-            # A plain client's instance was deregistered elsewhere than it is owned: taken up to be ended.
-            if not write.yielded:
-                self._end(lease, _reason(write, Reason.RELEASED), now)
 
     def _yield(self, lease: Lease, write: LeaseWrite, origin: int) -> None:
         """Give an own lease up to the replica that its client went to; what it holds stays where it is."""
         self._changed.pop(lease.id, None)
         lease.n += 1
-        self._events.append(Written(self._write(lease, ended=True, reason=YIELDED)))
+        end = self._write(lease, ended=True, reason=YIELDED)
+        self._events.append(Written(msgspec.structs.replace(end, successor=write.term)))
         self._events.append(LeaseChanged(lease.id, write.term, Reason.YIELDED))
         lease.holder = None
         lease.origin = origin

@@ -6,6 +6,7 @@ import pytest
 
 from registrykit import ORDERS, TICK, Ledger, a_ref, an_entry, key_of
 from rollbook.problems import Problem
+from rollbook_registry.catalog.leases import http_lease
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_deregistering_everywhere_takes_an_instance_out_whoever_entered_it(ledge
     assert gone
     # The operator's word is left, and is taken only from who may.
     assert len(ledger.shown()) == 1
-    assert ledger.catalog.lease("http/10.0.0.1:8080") is None
+    assert ledger.catalog.lease(http_lease(a_ref(owner="u"))) is None
     for expected in (True, False):
         gone = ledger.do(lambda c, now: c.deregister_everywhere(a_ref(owner="u"), operators=True, now=now))
         assert gone is expected

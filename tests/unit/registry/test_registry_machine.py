@@ -31,7 +31,7 @@ from rollbook_registry.catalog.definitions import (
     ServiceSettings,
 )
 from rollbook_registry.catalog.groups import group_key
-from rollbook_registry.catalog.leases import DEFINITIONS, Kind
+from rollbook_registry.catalog.leases import DEFINITIONS, Kind, http_lease
 from rollbook_registry.expiry import Protected
 
 SESSIONS = ("a", "b", "c")
@@ -177,7 +177,7 @@ class Book(RuleBasedStateMachine):
 
     @rule(entry=own_entries)
     def register_http(self, entry):
-        name = f"http/{entry.ip}:{entry.port}"
+        name = http_lease(entry.ref)
         expected = self.expected(name, [entry])
         term, code = tried(lambda: self.ledger.register_http(entry))
         assert code in expected
@@ -188,7 +188,7 @@ class Book(RuleBasedStateMachine):
 
     @rule(entry=own_entries)
     def beat_http(self, entry):
-        name = f"http/{entry.ip}:{entry.port}"
+        name = http_lease(entry.ref)
         known = (name, entry.ref) in self.oracle.said
         _, code = tried(lambda: self.ledger.beat_http(entry.ref))
         if known:

@@ -8,7 +8,7 @@ from registrykit import Ledger, a_ref, an_entry
 from rollbook.problems import Problem
 from rollbook_registry.catalog import Quotas
 from rollbook_registry.catalog.definitions import Defined, Definition, Named, Namespace
-from rollbook_registry.catalog.leases import DEFINITIONS, Kind
+from rollbook_registry.catalog.leases import DEFINITIONS, Kind, http_lease
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_full_book_takes_nothing_new_and_names_its_limit(ledger):
     refused(ledger.register_http, an_entry(4))
     assert ledger.take() == []
     assert len(ledger.shown()) == 3
-    assert ledger.catalog.lease("http/10.0.0.1:4") is None
+    assert ledger.catalog.lease(http_lease(a_ref(4))) is None
 
 
 def test_nothing_of_a_frame_is_taken_that_would_exceed_it(ledger):

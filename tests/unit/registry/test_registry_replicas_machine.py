@@ -15,7 +15,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from registrykit import Ledger, a_ref, an_entry, tried
 from rollbook.frames import GonePod
 from rollbook_registry.catalog import PodsMarked
-from rollbook_registry.catalog.leases import http_lease
 
 REPLICAS = 3
 CLIENTS = ("a", "b")
@@ -40,7 +39,7 @@ told_entries = st.builds(
 class Replicas(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.replicas = [Ledger(ordinal=n, lease_of=http_lease) for n in range(REPLICAS)]
+        self.replicas = [Ledger(ordinal=n) for n in range(REPLICAS)]
         self.links = {(a, b): deque() for a in range(REPLICAS) for b in range(REPLICAS) if a != b}
         self.terms: dict[str, int] = {}
         """What each client was told last."""

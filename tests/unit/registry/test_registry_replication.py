@@ -12,7 +12,7 @@ from rollbook_registry.catalog.definitions import Defined, Definition
 from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.catalog.records import EntryRecord, PodRecord
 
-HTTP = "http/10.0.0.1:8080"
+HTTP = http_lease(a_ref())
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_an_own_lease_whose_client_went_on_elsewhere_is_yielded_without_a_gap(le
     events = ledger.take()
     assert not any(isinstance(e, ServiceChanged) for e in events), "nobody sees anything of it"
     (write,) = [e.write for e in events if isinstance(e, Written)]
-    assert (write.ended, write.yielded, write.term) == (True, True, 1)
+    assert (write.ended, write.yielded, write.term, write.successor) == (True, True, 1, 2)
     lease = ledger.catalog.lease("a")
     assert (lease.origin, lease.term, lease.holder) == (1, 2, None)
     # And its silence is not this replica's to judge any more.
@@ -128,7 +128,7 @@ def test_an_own_lease_is_not_yielded_to_an_older_record(ledger):
 def test_a_third_replica_keeps_what_was_yielded_until_the_other_one_speaks(ledger):
     ledger.hear(a_write(an_entry()), origin=1)
     ledger.take()
-    ledger.hear(an_end(reason="yielded", n=2), origin=1)
+    ledger.hear(an_end(reason="yielded", n=2, successor=2), origin=1)
     assert ledger.only().healthy
     assert ledger.catalog.lease("a").orphan
     ledger.hear(a_write(an_entry(), term=2), origin=2)
@@ -142,7 +142,7 @@ def test_what_was_yielded_to_somebody_who_has_ended_it_since_does_not_stay(ledge
     ledger.hear(an_end(term=2, n=2), origin=2)
     # The former owner's word was under way all that time.
     ledger.hear(a_write(an_entry(), term=1), origin=1)
-    ledger.hear(an_end(term=1, n=2, reason="yielded"), origin=1)
+    ledger.hear(an_end(term=1, n=2, reason="yielded", successor=2), origin=1)
     assert ledger.shown() == {}
     assert ledger.catalog.leases == 0
 
@@ -150,7 +150,7 @@ def test_what_was_yielded_to_somebody_who_has_ended_it_since_does_not_stay(ledge
 def test_so_it_is_where_the_lease_was_never_known(ledger):
     ledger.hear(an_end(term=2, n=2), origin=2)
     ledger.hear(a_write(an_entry(), term=1), origin=1)
-    ledger.hear(an_end(term=1, n=2, reason="yielded"), origin=1)
+    ledger.hear(an_end(term=1, n=2, reason="yielded", successor=2), origin=1)
     assert ledger.catalog.leases == 0
 
 
@@ -168,24 +168,11 @@ def test_another_replicas_end_takes_its_entries_out(ledger):
     assert "expired" in ledger.reasons()
 
 
-def test_an_end_by_who_does_not_own_it_does_nothing(ledger):
+def test_an_end_by_who_does_not_own_it_and_has_not_taken_it_up_does_nothing(ledger):
     ledger.enter("a", an_entry())
-    ledger.hear(an_end(term=9, reason="released"), origin=1)
+    ledger.hear(an_end(term=1, reason="released"), origin=1)
+    ledger.hear(an_end(term=9, reason="yielded"), origin=1)
     assert ledger.only().healthy
-
-
-def test_a_plain_clients_instance_that_is_deregistered_elsewhere_is_gone_at_its_owner_too():
-    here, there = (Ledger(ordinal=n, lease_of=http_lease) for n in range(2))
-    here.register_http(an_entry())
-    for write in here.told:
-        there.hear(write, origin=0)
-    here.told.clear()
-    there.do(lambda c, now: c.deregister_everywhere(a_ref(), operators=True, now=now))
-    for write in there.told:
-        here.hear(write, origin=1)
-    assert (here.shown(), there.shown()) == ({}, {})
-    # Its owner says so in its own name, for those who have it from there.
-    assert [write.ended for write in here.told] == [True]
 
 
 def test_a_reason_of_a_newer_version_is_understood_as_an_end(ledger):
@@ -308,6 +295,29 @@ def test_an_instance_that_is_taken_out_by_hand_is_missed_by_the_others_too_thoug
     assert ledger.only().port == 81
     (write,) = written(ledger)
     assert (write.term, write.whole, [r.entry.port for r in write.put]) == (3, True, [81])
+
+
+def test_what_another_replica_took_up_and_ended_in_one_go_is_over_at_its_owner_too(ledger):
+    """A plain HTTP client's instance may be taken out at any replica."""
+    owner = Ledger(ordinal=1)
+    owner.register_http(an_entry())
+    ledger.hear(owner.catalog.record(HTTP), origin=1)
+    ledger.take()
+    assert ledger.delete(a_ref())
+    (write,) = written(ledger)
+    assert (write.ended, write.term) == (True, 2)
+    owner.hear(write, origin=0)
+    assert owner.shown() == {}
+    third = Ledger(ordinal=2)
+    third.hear(a_write(an_entry(), lease=HTTP, kind=Kind.HTTP, attached=False), origin=1)
+    third.hear(write, origin=0)
+    assert third.shown() == {}
+
+
+def test_an_end_of_an_older_life_does_not_end_what_was_registered_since(ledger):
+    ledger.register_http(an_entry(), term=5)
+    ledger.hear(an_end(HTTP, kind=Kind.HTTP, term=6), origin=1)
+    assert ledger.only().healthy
 
 
 def test_an_earlier_process_here_gives_way_to_a_newer_one_at_another_replica(ledger):
