@@ -52,24 +52,27 @@ REMEMBERED = 5
 sessions = st.sampled_from(SESSIONS)
 operators = st.sampled_from(OPERATORS)
 pods = st.sampled_from(PODS)
-ports = st.sampled_from([1, 2])
+# Mostly the same few, so that much is said about the same.
+ports = st.sampled_from([1, 1, 2])
+ips = st.sampled_from(["10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"])
+services = st.sampled_from([SERVICES[0], *SERVICES])
 own_entries = st.builds(
     an_entry,
     ports,
-    ip=st.sampled_from(["10.0.0.1", "10.0.0.2"]),
-    service=st.sampled_from(SERVICES),
-    cluster=st.sampled_from(["DEFAULT", "z"]),
+    ip=ips,
+    service=services,
+    cluster=st.sampled_from(["DEFAULT", "DEFAULT", "z"]),
     weight=st.sampled_from([1.0, 2.0]),
-    owner=st.sampled_from(["", "", *PODS]),
+    owner=st.sampled_from(["", PODS[0], *PODS]),
     alive=st.sampled_from([None, True, False]),
     metadata=st.sampled_from(TIMINGS),
 )
 told_entries = st.builds(
     an_entry,
     ports,
-    ip=st.sampled_from(["10.0.0.1", "10.0.0.2"]),
-    service=st.sampled_from(SERVICES),
-    owner=pods,
+    ip=ips,
+    service=services,
+    owner=st.sampled_from([PODS[0], *PODS]),
     ready=st.sampled_from([None, True, False]),
     beats_required=st.booleans(),
     probed=st.booleans(),
@@ -155,12 +158,16 @@ class Book(RuleBasedStateMachine):
         self.ledger.detach(name, who)
         self.oracle.detach(name, who)
 
-    @rule(name=sessions, entries=st.lists(own_entries, max_size=3))
-    def register(self, name, entries):
+    @rule(name=sessions, entries=st.lists(own_entries, min_size=1, max_size=3), afresh=st.booleans())
+    def register(self, name, entries, afresh):
+        if afresh and name not in self.oracle.kinds:
+            self.attach(name, 0, 0)
         self.enter(name, entries)
 
-    @rule(name=operators, entries=st.lists(told_entries, max_size=3))
-    def tell(self, name, entries):
+    @rule(name=operators, entries=st.lists(told_entries, min_size=1, max_size=3), afresh=st.booleans())
+    def tell(self, name, entries, afresh):
+        if afresh and name not in self.oracle.kinds:
+            self.attach_operator(name, 0)
         self.enter(name, entries)
 
     def enter(self, name, entries):

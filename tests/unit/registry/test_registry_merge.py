@@ -292,3 +292,19 @@ def test_two_pods_at_one_address_stay_apart(ledger):
 def test_an_instance_without_a_name_gets_one(ledger):
     ledger.enter("a", an_entry(**POD), an_entry(81), an_entry(82, instance_id="mine"))
     assert {i.instance_id for i in ledger.shown().values()} == {"orders:8080:u", "orders:81:10.0.0.1", "mine"}
+
+
+def test_of_several_publishers_that_do_not_know_a_port_one_that_beats_answers_for_the_pod(ledger):
+    operator(ledger, an_entry(**POD))
+    ledger.enter("a", an_entry(81, **POD))
+    ledger.enter("b", an_entry(82, **POD))
+    ledger.wait(15.0, "b", "operator")
+    assert ledger.only().healthy
+    ledger.wait(15.0, "operator")
+    assert not ledger.only().healthy
+
+
+def test_what_needs_beats_is_not_shown_by_an_operator_that_has_fallen_silent_itself(ledger):
+    operator(ledger, an_entry(**POD, beats_required=True))
+    ledger.wait(15.0)
+    assert ledger.shown() == {}
