@@ -36,12 +36,10 @@ class Expiry:
         # Some beat, or were taken out, while they were kept.
         overdue = {lease: None for lease in again if catalog.overdue(lease, now)}
         for lease in self._wheel.advance(now):
-            if not catalog.overdue(lease, now):
-                catalog.expire(lease, now)
-            elif not again and protection.keeps(lease):
-                catalog.expire(lease, now, remove=False)
-            else:
+            if catalog.overdue(lease, now):
                 overdue[lease] = None
+            else:
+                catalog.expire(lease, now)
         if not overdue and not again:
             return
         judged = protection.judge(list(overdue), leases=catalog.speaking, now=now)

@@ -69,10 +69,6 @@ class Protection:
         """Whether somebody is kept who would otherwise be out."""
         return bool(self._kept)
 
-    def keeps(self, id_: LeaseId) -> bool:
-        """Whether a lease was overdue before in this window, and kept."""
-        return id_ in self._kept
-
     def due(self, now: float) -> list[LeaseId]:
         """Who was kept until now, when their window has ended: they are to be judged again."""
         return list(self._kept) if self._is_over(now) else []

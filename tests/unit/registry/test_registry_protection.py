@@ -213,7 +213,6 @@ def test_recovered_ones_are_not_struck():
     ledger.wait(2 * WINDOW, *beating)
     assert sorted(there(ledger)) == kept
     assert not ledger.protection.active
-    assert not ledger.protection.keeps("lease-50")
 
 
 def test_who_recovers_and_falls_silent_again_is_judged_like_everybody():
@@ -259,7 +258,7 @@ def test_the_rest_of_a_kept_lease_is_still_listened_to():
     for n in range(1, 11):
         ledger.register(f"lease-{n}", an_entry(n + 1, metadata={"preserved.ip.delete.timeout": "3000"}))
     ledger.wait(4.0)
-    assert ledger.protection.keeps("lease-0")
+    assert ledger.catalog.lease("lease-0").protected
     assert ledger.shown()["10.0.0.1:500:DEFAULT"].healthy
     ledger.wait(11.0)
     assert not ledger.shown()["10.0.0.1:500:DEFAULT"].healthy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from registrykit import ORDERS, TICK, Disk, Ledger, a_ref, a_write, an_entry
@@ -144,6 +145,13 @@ def test_what_was_yielded_to_somebody_who_has_ended_it_since_does_not_stay(ledge
     ledger.hear(a_write(an_entry(), term=1), origin=1)
     ledger.hear(an_end(term=1, n=2, reason="yielded", successor=2), origin=1)
     assert ledger.shown() == {}
+    assert ledger.catalog.leases == 0
+
+
+def test_what_holds_nothing_is_not_kept_for_whoever_it_was_yielded_to(ledger):
+    ledger.close("u")
+    ledger.hear(a_write(an_entry(owner="u")))
+    ledger.hear(an_end(n=2, reason="yielded", successor=2))
     assert ledger.catalog.leases == 0
 
 
@@ -554,6 +562,20 @@ def test_what_an_operator_said_under_an_older_epoch_stays_older_at_its_followers
     assert follower.only().weight == ledger.only().weight == 2.0
 
 
+def test_of_operators_at_two_replicas_the_higher_epoch_counts_whatever_the_order(ledger):
+    """Cut off from each other, the older one's replica may have counted further."""
+    old = an_operators(an_entry(owner="u", weight=1.0), lease="old", epoch=1)
+    old.put[0] = msgspec.structs.replace(old.put[0], order=9)
+    new = an_operators(an_entry(owner="u", weight=2.0), lease="new", epoch=2)
+    ledger.hear(old, origin=1)
+    ledger.hear(new, origin=2)
+    assert ledger.only().weight == 2.0
+    third = Ledger(ordinal=3)
+    third.hear(ledger.catalog.record("old"), origin=1)
+    third.hear(ledger.catalog.record("new"), origin=2)
+    assert third.only().weight == 2.0
+
+
 # --- what is told ---------------------------------------------------------------------------------------
 
 
@@ -568,6 +590,19 @@ def test_a_command_writes_once_and_a_beat_that_changes_nothing_not_at_all(ledger
     ledger.wait(15.0)
     (write,) = written(ledger)
     assert [(r.entry.port, r.silent) for r in write.put] == [(8080, True), (81, True)]
+
+
+def test_one_look_may_find_one_entry_silent_and_another_one_gone(ledger):
+    ledger.enter(
+        "a",
+        an_entry(metadata={"preserved.heart.beat.timeout": "4000"}),
+        an_entry(81, metadata={"preserved.ip.delete.timeout": "4000"}),
+    )
+    ledger.take()
+    ledger.wait(4.0)
+    (write,) = written(ledger)
+    assert ([r.entry.port for r in write.put], [ref.port for ref in write.drop]) == ([8080], [81])
+    assert list(ledger.disk.leases["a"][1].put) == list(ledger.catalog.record("a").put)
 
 
 def test_a_followed_recovery_is_told_as_one(ledger):
