@@ -28,7 +28,7 @@ from rollbook import frames, patterns, session
 from rollbook.balance import SmoothWeightedRoundRobin, eligible
 from rollbook.clock import AttentiveClock
 from rollbook.limits import MAX_FRAME_BYTES
-from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, LeaseId, ServiceKey, service_key
+from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, LeaseId, ServiceKey, service_key, url_host
 from rollbook.problems import Problem, bad_value
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def session_url(address: str) -> str:
     scheme = {"rollbook": "ws", "rollbooks": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
     if scheme is None or not parts.hostname or parts.path not in {"", "/"} or parts.query:
         raise bad_value("registry", address, accepted)
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{scheme}://{host}:{port}/session"
+    return f"{scheme}://{url_host(parts.hostname)}:{port}/session"
 
 
 def check_addresses(addresses: tuple[str, ...], field: str) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 
+from rollbook.names import url_host
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
@@ -84,9 +86,8 @@ class KubeApi:
         if not host or not token.exists():
             raise LookupError(f"not in a cluster: KUBERNETES_SERVICE_HOST or {token} is missing")
         port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        host = f"[{host}]" if ":" in host else host
         context = ssl.create_default_context(cafile=str(ACCOUNT_DIR / "ca.crt"))
-        return cls(f"https://{host}:{port}", context=context, token_file=token)
+        return cls(f"https://{url_host(host)}:{port}", context=context, token_file=token)
 
     @classmethod
     def from_kubeconfig(cls, path: Path) -> Self:

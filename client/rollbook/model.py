@@ -53,6 +53,11 @@ class EntryRef(
         """The service it is in."""
         return ServiceKey(self.namespace, self.group, self.service)
 
+    @property
+    def key(self) -> InstanceKey:
+        """Its key in the service; see :func:`rollbook.names.instance_key`."""
+        return names.instance_key(ip=self.ip, port=self.port, cluster=self.cluster, owner=self.owner)
+
 
 class Entry(
     msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
@@ -142,7 +147,7 @@ class Instance(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     @property
     def url_host(self) -> str:
         """``ip:port`` as a URL wants it."""
-        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+        return f"{names.url_host(self.ip)}:{self.port}"
 
 
 class ServiceList(msgspec.Struct, kw_only=True):
@@ -234,6 +239,17 @@ def timing_ms(metadata: dict[str, str], key: str, field: str = "metadata") -> in
     return int(text)
 
 
+def check_weight(weight: float, field: str = "weight") -> float:
+    """Return a weight if it is one.
+
+    Raises:
+        Problem: 400 ``bad_value``.
+    """
+    if not (math.isfinite(weight) and 0 <= weight <= limits.MAX_WEIGHT):
+        raise bad_value(field, weight, f"a number from 0 to {limits.MAX_WEIGHT:g}")
+    return weight
+
+
 def check_entry(entry: Entry, field: str = "") -> Entry:
     """Return the entry with its address in canonical spelling, if all of it is acceptable.
 
@@ -250,8 +266,7 @@ def check_entry(entry: Entry, field: str = "") -> Entry:
     names.check_cluster(entry.cluster, f"{field}cluster")
     names.check_port(entry.port, f"{field}port")
     ip = names.check_ip(entry.ip, f"{field}ip")
-    if not (math.isfinite(entry.weight) and 0 <= entry.weight <= limits.MAX_WEIGHT):
-        raise bad_value(f"{field}weight", entry.weight, f"a number from 0 to {limits.MAX_WEIGHT:g}")
+    check_weight(entry.weight, f"{field}weight")
     if entry.owner:
         names.check_owner(entry.owner, f"{field}owner")
     if len(entry.instance_id) > names.MAX_ID_LENGTH:

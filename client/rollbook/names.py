@@ -177,9 +177,14 @@ def service_key(name: str, *, namespace: str = DEFAULT_NAMESPACE, group: str = D
     return ServiceKey(check_namespace(namespace), check_group(group), check_service(name))
 
 
+def url_host(host: str) -> str:
+    """Return an address or a host name as a URL wants it: an IPv6 address in brackets (RFC 3986)."""
+    return f"[{host}]" if ":" in host else host
+
+
 def instance_key(*, ip: str, port: int, cluster: str, owner: str = "") -> InstanceKey:
     """Spell an instance's key: ``ip:port:cluster[:owner]``, an IPv6 address in brackets."""
-    host = f"[{ip}]" if ":" in ip else ip
+    host = url_host(ip)
     return InstanceKey(f"{host}:{port}:{cluster}:{owner}" if owner else f"{host}:{port}:{cluster}")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from rollbook.names import instance_key
+from rollbook.names import url_host
 from rollbook_registry.api import parameters
 from rollbook_registry.api.doors import json_response
 from rollbook_registry.api.routes import Answer, Route
@@ -123,11 +123,10 @@ class Insight:
         """Say which rules made an instance what it is, or keep it out of the book."""
         ref = parameters.ref_of(values)
         explanation = explain(self._book.catalog, ref, self._book.now())
-        wanted = f"{ref.ip}:{ref.port}" if ":" not in ref.ip else f"[{ref.ip}]:{ref.port}"
-        past = [p for p in self._book.history.of(ref.service_key) if p.key.startswith(f"{wanted}:")]
-        key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
+        wanted = f"{url_host(ref.ip)}:{ref.port}:"
+        past = [p for p in self._book.history.of(ref.service_key) if p.key.startswith(wanted)]
         return json_response(
-            Explained(key=key, explanation=explanation, events=[self._event(p) for p in past])
+            Explained(key=ref.key, explanation=explanation, events=[self._event(p) for p in past])
         )
 
     async def disagreements(self, _: web.Request, values: Values) -> web.Response:

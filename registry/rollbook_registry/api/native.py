@@ -24,7 +24,6 @@ from rollbook.names import (
     InstanceKey,
     LeaseId,
     ServiceKey,
-    instance_key,
 )
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api import parameters, schemas
@@ -426,8 +425,7 @@ def _register_unknown(catalog: Catalog, lease: LeaseId, entry: Entry, now: float
 
 
 def _named(ref: EntryRef) -> str:
-    key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
-    return f"{key} of {ref.service_key}"
+    return f"{ref.key} of {ref.service_key}"
 
 
 _EPHEMERAL_OR_LAID: Final = {

@@ -5,16 +5,14 @@ Each answer to a write says that the store has committed it.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from aiohttp import web
 
-from rollbook.limits import MAX_DESCRIPTION_LENGTH, MAX_WEIGHT
-from rollbook.model import Instance, check_metadata
-from rollbook.names import ServiceKey, instance_key
+from rollbook.limits import MAX_DESCRIPTION_LENGTH
+from rollbook.model import Instance, check_metadata, check_weight
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api import parameters, schemas
 from rollbook_registry.api.doors import body, identity, json_response
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rollbook.model import Entry, EntryRef
+    from rollbook.names import ServiceKey
     from rollbook_registry.api.routes import Values
     from rollbook_registry.book import Book
     from rollbook_registry.catalog.definitions import Definition, Ruling
@@ -201,7 +200,7 @@ class Rulings:
 
         def revised(known: Defined) -> Defined:
             if known.definition is None:
-                raise Problem("unknown_instance", f"{_key(ref)} of {ref.service} was taken back")
+                raise Problem("unknown_instance", f"{ref.key} of {ref.service} was taken back")
             return Defined(ref, changed(known.definition))
 
         await self._rulebook.revise(Defined(ref, None), revised)
@@ -301,7 +300,7 @@ class Rulings:
                 namespace=ref.namespace,
                 group=ref.group,
                 service=ref.service,
-                key=_key(ref),
+                key=ref.key,
                 override=override,
             )
             for ref, override in self._book.catalog.rulings.overrides.items()
@@ -321,10 +320,8 @@ class Rulings:
         ref = parameters.ref_of(values)
         wanted = await body(request, OverrideBody)
         _check_text("reason", wanted.reason)
-        if wanted.weight is not None and not (
-            math.isfinite(wanted.weight) and 0 <= wanted.weight <= MAX_WEIGHT
-        ):
-            raise bad_value("weight", wanted.weight, f"a number from 0 to {MAX_WEIGHT:g}")
+        if wanted.weight is not None:
+            check_weight(wanted.weight)
         if wanted.enabled is None and wanted.weight is None:
             raise Problem(
                 "bad_value",
@@ -541,14 +538,14 @@ class Rulings:
     def _known_override(self, ref: EntryRef) -> Override:
         override = self._book.catalog.rulings.overrides.get(ref)
         if override is None:
-            raise Problem("not_found", f"nothing is laid down about {_key(ref)} of {ref.service}")
+            raise Problem("not_found", f"nothing is laid down about {ref.key} of {ref.service}")
         return override
 
     def _override_response(self, ref: EntryRef) -> web.Response:
         override = self._book.catalog.rulings.overrides.get(ref)
         if override is None:
             raise Problem("conflict", "it was laid down, and another writer has lifted it since")
-        return json_response(OverrideShown(key=_key(ref), override=override, instance=self._shown(ref)))
+        return json_response(OverrideShown(key=ref.key, override=override, instance=self._shown(ref)))
 
     def _known_settings(self, key: ServiceKey) -> ServiceSettings:
         settings = self._book.catalog.rulings.services.get(key)
@@ -565,10 +562,6 @@ class Rulings:
             instances=usage.instances,
             record=catalog.rulings.namespaces.get(namespace),
         )
-
-
-def _key(ref: EntryRef) -> str:
-    return instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
 
 
 def _check_text(field: str, value: str) -> None:

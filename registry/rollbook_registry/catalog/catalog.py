@@ -465,9 +465,8 @@ class Catalog(ReplicatedLedger):
         self._put(lease, held, Reason.DEFINED)
 
     def _note_override(self, ref: EntryRef, *, lifted: bool) -> None:
-        key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
         reason = Reason.OVERRIDE_LIFTED if lifted else Reason.OVERRIDDEN
-        self._events.append(Happened(ref.service_key, key, DEFINITIONS, reason))
+        self._events.append(Happened(ref.service_key, ref.key, DEFINITIONS, reason))
         self.groups.touch(ref)
 
     def _configure(self, key: ServiceKey, settings: ServiceSettings | None, now: float) -> None:

@@ -13,7 +13,6 @@ import xxhash
 
 from rollbook.digest import spell
 from rollbook.model import Instance
-from rollbook.names import instance_key
 from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.merge import judge
 
@@ -111,8 +110,7 @@ def explain(ledger: Ledger, ref: EntryRef, now: float) -> Explanation:
 
 def _shown(group: Group, ref: EntryRef) -> Instance | None:
     """Return what is shown under a name; else what is shown at its endpoint, be it in another cluster."""
-    key = instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
-    exact = group.visible.get((ref.service_key, key))
+    exact = group.visible.get((ref.service_key, ref.key))
     there = (
         instance
         for (service, _), instance in group.visible.items()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from rollbook.model import Entry, EntryRef
-from rollbook.names import LeaseId
+from rollbook.names import LeaseId, url_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,8 +47,7 @@ def http_lease(ref: EntryRef) -> LeaseId:
     Each has one of its own: registrations of two services by one address may reach two replicas at the same
     moment, and of two records of one lease only one counts.
     """
-    host = f"[{ref.ip}]" if ":" in ref.ip else ref.ip
-    where = f"{host}:{ref.port}/{ref.cluster}/{ref.namespace}/{ref.group}@@{ref.service}"
+    where = f"{url_host(ref.ip)}:{ref.port}/{ref.cluster}/{ref.namespace}/{ref.group}@@{ref.service}"
     return LeaseId(f"{HTTP_LEASES}{where}/{ref.owner}" if ref.owner else f"{HTTP_LEASES}{where}")
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import xxhash
 
 from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, timing_ms
-from rollbook.names import instance_key
 from rollbook.problems import Problem
 from rollbook_registry.catalog.events import (
     Deadline,
@@ -473,10 +472,9 @@ class Ledger:
     # --- what comes of it ------------------------------------------------------------------------------
 
     def _note(self, held: Held, reason: Reason) -> None:
-        entry = held.entry
-        key = instance_key(ip=entry.ip, port=entry.port, cluster=entry.cluster, owner=entry.owner)
-        self._events.append(Happened(entry.service_key, key, held.lease, reason))
-        self.groups.touch(held.ref)
+        ref = held.ref
+        self._events.append(Happened(ref.service_key, ref.key, held.lease, reason))
+        self.groups.touch(ref)
 
     def _is_written(self, lease: Lease) -> bool:
         return lease.origin == self.ordinal and lease.replicated

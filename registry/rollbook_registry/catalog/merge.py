@@ -30,7 +30,7 @@ import xxhash
 
 from rollbook.digest import spell
 from rollbook.model import Instance
-from rollbook.names import InstanceKey, ServiceKey, instance_key
+from rollbook.names import InstanceKey, ServiceKey
 from rollbook_registry.catalog.leases import Kind
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def marked(key: InstanceKey, lease: LeaseId) -> InstanceKey:
 def _shown(held: Held, why: Why, *, alive: bool, ready: bool = True) -> Judgement:
     entry = held.entry
     instance = Instance(
-        key=instance_key(ip=entry.ip, port=entry.port, cluster=entry.cluster, owner=entry.owner),
+        key=held.ref.key,
         ip=entry.ip,
         port=entry.port,
         cluster=entry.cluster,

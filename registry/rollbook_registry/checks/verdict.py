@@ -11,6 +11,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from rollbook.names import url_host
+
 if TYPE_CHECKING:
     from rollbook.model import EntryRef
 
@@ -77,7 +79,7 @@ class Target(NamedTuple):
     @property
     def authority(self) -> str:
         """Host and port as a URL or a ``Host`` header wants them."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{url_host(self.host)}:{self.port}"
 
 
 class Verdict(NamedTuple):

@@ -188,8 +188,7 @@ def _service(service: ServiceKey) -> str:
 
 
 def _instance(ref: EntryRef) -> str:
-    key = names.instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster, owner=ref.owner)
-    return f"{_service(ref.service_key)}/{key}"
+    return f"{_service(ref.service_key)}/{ref.key}"
 
 
 def _key(parts: list[str]) -> ServiceKey:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from rollbook.names import url_host
 from rollbook_registry.api.nacos import refusal
 from rollbook_registry.api.nacos.refusal import ErrorCode
 
@@ -83,9 +84,8 @@ class Door:
                 ),
             )
         )
-        literal = f"[{host}]" if ":" in host else host
         try:
-            taken = server.add_insecure_port(f"{literal}:{port}")
+            taken = server.add_insecure_port(f"{url_host(host)}:{port}")
         except RuntimeError as error:
             raise OSError(str(error)) from None
         await server.start()
