@@ -222,3 +222,18 @@ async def test_a_session_that_does_not_read_is_cut_off_and_its_memory_is_bounded
     await until(lambda: len(registry.server.sessions) == 0)
     assert registry.catalog.lease("a") is None
     speaker.ws._response.close()
+
+
+async def test_what_is_sent_after_the_answer_does_not_cost_the_answer(start, connect):
+    registry = await start(request_timeout=0.2)
+    raw = await connect(registry.server.http_port)
+    raw.writer.transport.pause_reading()
+    await raw.say(GET[:10])
+    await until(lambda: counted(registry, "rollbook_connections_closed_total", reason="slow_head") == 1)
+    # To a closed socket the first byte would bring a reset, and the second an error.
+    for _ in range(3):
+        await raw.say(b"a")
+        await asyncio.sleep(0.05)
+    raw.writer.transport.resume_reading()
+    assert (await raw.problem())[0]["code"] == "too_slow"
+    assert await raw.closed() == b""

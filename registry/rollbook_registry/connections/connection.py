@@ -30,6 +30,9 @@ log = structlog.get_logger("rollbook.connections")
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """What a full registry still answers: being full is no reason to be restarted."""
 
+LINGER: Final = 1.0
+"""Seconds for which what still comes after the last answer is read and thrown away, so that it arrives."""
+
 
 class Connection(web.RequestHandler):
     """A client's connection to one of the HTTP ports.
@@ -41,7 +44,17 @@ class Connection(web.RequestHandler):
         options: aiohttp's own.
     """
 
-    __slots__ = ("_at_rest", "_awaited", "_door", "_lost_cause", "_socket", "guard", "on_lost", "refused")
+    __slots__ = (
+        "_at_rest",
+        "_awaited",
+        "_door",
+        "_linger",
+        "_lost_cause",
+        "_socket",
+        "guard",
+        "on_lost",
+        "refused",
+    )
 
     def __init__(self, manager: web.Server, *, guard: Guard, door: Door, **options: Any) -> None:
         super().__init__(manager, **options)
@@ -50,6 +63,7 @@ class Connection(web.RequestHandler):
         self._at_rest = False
         self._awaited = True
         self._lost_cause = False
+        self._linger: asyncio.TimerHandle | None = None
         self._socket: asyncio.Transport | None = None
         self.refused: Problem | None = None
         """Why it was not let in; its requests are answered so."""
@@ -108,6 +122,8 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """It has gone."""
         self.guard.census.leave(self)
+        if self._linger is not None:
+            self._linger.cancel()
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
@@ -147,12 +163,18 @@ class Connection(web.RequestHandler):
         if transport is None:
             return
         log.debug("connection_ended", why=why.value, peer=transport.get_extra_info("peername"))
-        if answer and not transport.is_closing():
-            transport.write(answer)
-            transport.close()
-        else:
+        if not answer or transport.is_closing():
             # Closing would wait until what was not taken is taken.
             transport.abort()
+            return
+        transport.write(answer)
+        if not transport.can_write_eof():
+            transport.close()
+            return
+        # What it still sends would otherwise be answered with a reset, which discards our answer at its end.
+        self._lost_cause = True
+        transport.write_eof()
+        self._linger = self._loop.call_later(LINGER, transport.abort)
 
     def handle_error(
         self,

@@ -16,7 +16,7 @@ from aiohttp import web
 from rollbook.clock import AttentiveClock
 from rollbook.problems import CONTENT_TYPE, Problem
 from rollbook_registry.connections.census import Census, Closing, Door, Limits, Refusal
-from rollbook_registry.connections.connection import Connection
+from rollbook_registry.connections.connection import LINGER, Connection
 from rollbook_registry.connections.sockets import make_room
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ LINE_BYTES: Final = 8190
 
 HEADERS: Final = 128
 """Headers of one request."""
-
-LINGER: Final = 1.0
-"""Seconds for which what is still coming of a refused body is read, so that its answer is not lost."""
 
 
 class Guard:
