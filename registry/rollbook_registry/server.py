@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from rollbook.kube import KubeApi
 from rollbook.limits import MAX_BODY_BYTES
 from rollbook_registry.api import doors
+from rollbook_registry.api.direct import Direct
 from rollbook_registry.api.insight import Insight
 from rollbook_registry.api.native import Native
 from rollbook_registry.api.openapi import described
@@ -33,10 +34,11 @@ from rollbook_registry.store.snapshot import SLICE
 from rollbook_registry.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from rollbook_registry.api.routes import Values
     from rollbook_registry.auth.tokens import Verifier
+    from rollbook_registry.connections import Plain
     from rollbook_registry.settings import RegistrySettings
 
 log = structlog.get_logger("rollbook.registry")
@@ -107,14 +109,16 @@ class Server:
         for work, name in ((self.guard.run(), "guard"), (self.sessions.run(), "sessions")):
             self._stack.push_async_callback(_end, asyncio.create_task(_told(work, name), name=name))
         everything = self.application = self._application(verifier)
-        everything.add_routes(route.definition() for route in self.routes())
+        routes = self.routes()
+        everything.add_routes(route.definition() for route in routes)
         sessions = self._application(verifier)
         sessions.add_routes(route.definition() for route in self.sessions.routes())
         self.session_port = await self._serve(sessions, Door.SESSION, settings.session_port)
         if settings.nacos_grpc:
             self.grpc_port = await self._serve_nacos(settings.grpc_port)
         # Last, because this one says that the registry is ready.
-        self.http_port = await self._serve(everything, Door.HTTP, settings.http_port)
+        direct = Direct(routes, verifier)
+        self.http_port = await self._serve(everything, Door.HTTP, settings.http_port, direct.answer)
         self._stack.push_async_callback(self.sessions.goodbye, "the registry is stopping")
         log.info(
             "serving",
@@ -228,14 +232,20 @@ class Server:
         application[doors.VERIFIER] = verifier
         return application
 
-    async def _serve(self, application: web.Application, door: Door, port: int) -> int:
+    async def _serve(
+        self,
+        application: web.Application,
+        door: Door,
+        port: int,
+        answer: Callable[[Plain], bytes | None] | None = None,
+    ) -> int:
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_GRACE)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         with _listening(self.settings.host, port, f"--{door.value}-port"):
             # Not by a TCPSite of aiohttp's: the guard makes the connections.
             listener = await asyncio.get_running_loop().create_server(
-                self.guard.factory(cast("web.Server", runner.server), door),
+                self.guard.factory(cast("web.Server", runner.server), door, answer),
                 self.settings.host,
                 port,
                 backlog=BACKLOG,

@@ -24,6 +24,8 @@ log = structlog.get_logger("rollbook.api")
 
 T = TypeVar("T")
 
+encode: Final = msgspec.json.Encoder().encode
+
 BOOK: Final = web.AppKey("book", Book)
 # Its type is not named at run time: its module loads a library of cryptography, which not everybody needs.
 VERIFIER: Final[web.AppKey[Verifier | None]] = web.AppKey("verifier")
@@ -43,7 +45,7 @@ def problem_response(problem: Problem) -> web.Response:
         headers["Retry-After"] = "1"
     response = web.Response(
         status=problem.status,
-        body=msgspec.json.encode(problem.details()),
+        body=encode(problem.details()),
         content_type=CONTENT_TYPE,
         headers=headers,
     )
@@ -139,9 +141,17 @@ async def body(request: web.Request, type_: type[T]) -> T:
     """Read a JSON body.
 
     Raises:
+        Problem: 400 ``bad_value`` naming the field that is wrong; and as :func:`payload`.
+    """
+    return read_body(await payload(request), type_)
+
+
+def read_body(data: bytes, type_: type[T]) -> T:
+    """Read a JSON body that is there.
+
+    Raises:
         Problem: 400 ``bad_value`` naming the field that is wrong.
     """
-    data = await payload(request)
     if not data:
         raise Problem("bad_value", "the body is empty", field="body", accepted="a JSON object")
     try:
@@ -159,6 +169,4 @@ async def body(request: web.Request, type_: type[T]) -> T:
 
 def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """Write JSON."""
-    return web.Response(
-        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
-    )
+    return web.Response(status=status, body=encode(value), content_type="application/json", headers=headers)

@@ -27,20 +27,23 @@ from rollbook.names import (
 )
 from rollbook.problems import Problem, bad_value
 from rollbook_registry.api import parameters, schemas
-from rollbook_registry.api.doors import body, identity, json_response
+from rollbook_registry.api.doors import body, encode, identity, json_response, payload, read_body
 from rollbook_registry.api.lists import Lists
-from rollbook_registry.api.routes import Answer, Body, Route
+from rollbook_registry.api.routes import Answer, Body, Reply, Route
 from rollbook_registry.auth import Role, policy
 from rollbook_registry.catalog.definitions import Check, Definition, check_check
 from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.connections import Connection
 
 if TYPE_CHECKING:
+    from rollbook.filters import Filter
     from rollbook.model import EntryRef
-    from rollbook_registry.api.routes import Values
+    from rollbook_registry.api.routes import AtOnce, Values
     from rollbook_registry.api.rulings import Rulings
+    from rollbook_registry.auth import Identity
     from rollbook_registry.book import Book
     from rollbook_registry.catalog import Catalog
+    from rollbook_registry.connections import Plain
 
 MAX_PAGE: Final = 1000
 """Services on one page of ``GET /services``."""
@@ -87,8 +90,23 @@ class InstanceBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Raises:
             Problem: 400 ``bad_value``.
         """
-        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "check"}
-        entry = check_entry(Entry(service=key.name, namespace=key.namespace, group=key.group, **fields))
+        entry = check_entry(
+            Entry(
+                service=key.name,
+                namespace=key.namespace,
+                group=key.group,
+                ip=self.ip,
+                port=self.port,
+                cluster=self.cluster,
+                weight=self.weight,
+                enabled=self.enabled,
+                metadata=self.metadata,
+                instance_id=self.instance_id,
+                owner=self.owner,
+                alive=self.alive,
+                ephemeral=self.ephemeral,
+            )
+        )
         if self.check is not None:
             if self.ephemeral:
                 raise bad_value("check", self.check.type, "nothing: what is ephemeral lives by its beats")
@@ -144,6 +162,10 @@ class Native:
         self._rulings = rulings
         self._lists = Lists(book)
         self._waiting = 0
+        # Looking a labelled child up costs as much as the beat that it counts.
+        self._heard, self._registered, self._refused = (
+            book.metrics.beats.labels("http", result) for result in ("heard", "registered", "refused")
+        )
 
     def routes(self) -> list[Route]:
         """Return what is served here."""
@@ -161,6 +183,7 @@ class Native:
                 method="GET",
                 path="/services/{service}",
                 handler=self.service,
+                direct=self.service_at_once,
                 parameters=(
                     *parameters.OF_SERVICE,
                     *parameters.FILTER,
@@ -183,6 +206,7 @@ class Native:
                 method="POST",
                 path=instances,
                 handler=self.register,
+                direct=self.register_at_once,
                 parameters=parameters.OF_SERVICE,
                 body=Body(type=InstanceBody, about="The instance.", example=_BODY, also=_EPHEMERAL_OR_LAID),
                 answers=(Answer(status=201, about="It is in the book.", type=Stored, example=_STORED),),
@@ -193,6 +217,7 @@ class Native:
                 method="PUT",
                 path=instances + "/{key}/beat",
                 handler=self.beat,
+                direct=self.beat_at_once,
                 parameters=(parameters.KEY, *parameters.OF_SERVICE, TERM),
                 body=Body(
                     type=InstanceBody,
@@ -259,14 +284,27 @@ class Native:
             )
         if wait and revision == self._lists.etag(key):
             await self._changed(request, key, wait)
-        etag = f'"{self._lists.etag(key)}"'
-        if etag in request.headers.get("If-None-Match", ""):
-            return web.Response(status=304, headers={"ETag": etag})
-        return web.Response(
-            body=self._lists.encoded(key, parameters.filter_of(values)),
-            content_type="application/json",
-            headers={"ETag": etag},
+        held = request.headers.get("If-None-Match", "")
+        return self._list(key, parameters.filter_of(values), held).response()
+
+    def service_at_once(self, values: Values) -> AtOnce:
+        """Make what answers a list that nobody waits for."""
+        key, wanted, waits = (
+            parameters.service_of(values),
+            parameters.filter_of(values),
+            values[parameters.WAIT],
         )
+
+        def answer(request: Plain, _: Identity) -> Reply | None:
+            return None if waits else self._list(key, wanted, request.head.if_none_match)
+
+        return answer
+
+    def _list(self, key: ServiceKey, wanted: Filter, held: str) -> Reply:
+        etag = f'"{self._lists.etag(key)}"'
+        if held and etag in held:
+            return Reply(304, etag=etag)
+        return Reply(200, self._lists.encoded(key, wanted), etag)
 
     async def _changed(self, request: web.Request, key: ServiceKey, seconds: float) -> None:
         limit = self._book.settings.max_long_polls
@@ -298,9 +336,22 @@ class Native:
         who = await identity(request)
         wanted = await body(request, InstanceBody)
         entry = wanted.entry(parameters.service_of(values))
-        if not entry.ephemeral:
-            laid = await self._rulings.define(request, Definition(entry=entry, check=wanted.check))
-            return json_response(Stored(instance=laid, term=0), status=201)
+        if entry.ephemeral:
+            return self._enter(who, entry).response()
+        laid = await self._rulings.define(request, Definition(entry=entry, check=wanted.check))
+        return json_response(Stored(instance=laid, term=0), status=201)
+
+    def register_at_once(self, values: Values) -> AtOnce:
+        """Make what enters ephemeral instances of a service; what is laid down waits for the store."""
+        key = parameters.service_of(values)
+
+        def answer(request: Plain, who: Identity) -> Reply | None:
+            wanted = read_body(request.body, InstanceBody)
+            return self._enter(who, wanted.entry(key)) if wanted.ephemeral else None
+
+        return answer
+
+    def _enter(self, who: Identity, entry: Entry) -> Reply:
         policy.may_enter(who, [entry], operator=False)
         lease = http_lease(entry.ref)
         term = self._book.apply(lambda c, now: c.register_http(lease, entry, term=0, now=now))
@@ -309,25 +360,34 @@ class Native:
             # What is refused must not come up when the operator has gone.
             self._book.apply(lambda c, now: c.deregister(lease, [entry.ref], now))
             raise Problem("forbidden", "the operator speaks for this pod, and does not name this instance")
-        return json_response(Stored(instance=shown, term=term), status=201)
+        return Reply(201, encode(Stored(instance=shown, term=term)))
 
     async def beat(self, request: web.Request, values: Values) -> web.Response:
         """Hear an instance; one that is unknown and carried by the beat is registered, a little later."""
         who = await identity(request)
         ref = parameters.ref_of(values)
-        policy.may_speak_for(who, ref.owner)
-        lease = http_lease(ref)
-        result = "refused"
         try:
-            result = await self._beat(request, lease, ref, values[TERM])
-        finally:
-            self._book.metrics.beats.labels("http", result).inc()
-        return web.Response(status=202)
+            data = await payload(request)
+            return self._hear(who, http_lease(ref), ref, values[TERM], data).response()
+        except Problem:
+            self._refused.inc()
+            raise
 
-    async def _beat(self, request: web.Request, lease: LeaseId, ref: EntryRef, term: int) -> str:
+    def beat_at_once(self, values: Values) -> AtOnce:
+        """Make what hears one instance."""
+        ref, term = parameters.ref_of(values), values[TERM]
+        lease = http_lease(ref)
+
+        def answer(request: Plain, who: Identity) -> Reply:
+            return self._hear(who, lease, ref, term, request.body)
+
+        return answer
+
+    def _hear(self, who: Identity, lease: LeaseId, ref: EntryRef, term: int, data: bytes) -> Reply:
+        policy.may_speak_for(who, ref.owner)
         carried = None
-        if request.can_read_body:
-            carried = (await body(request, InstanceBody)).entry(ref.service_key)
+        if data:
+            carried = read_body(data, InstanceBody).entry(ref.service_key)
             if not carried.ephemeral:
                 raise bad_value("ephemeral", False, "true: what is laid down is not beaten")  # noqa: FBT003
             if carried.ref != ref:
@@ -341,8 +401,10 @@ class Native:
                 raise
             entry = carried
             self._book.defer(lambda c, now: _register_unknown(c, lease, entry, now))
-            return "registered"
-        return "heard"
+            self._registered.inc()
+        else:
+            self._heard.inc()
+        return _HEARD
 
     async def change(self, request: web.Request, values: Values) -> web.Response:
         """Change what a plain HTTP client said about its instance, or a persistent instance."""
@@ -428,6 +490,7 @@ def _named(ref: EntryRef) -> str:
     return f"{ref.key} of {ref.service_key}"
 
 
+_HEARD: Final = Reply(202)
 _EPHEMERAL_OR_LAID: Final = {
     "if": {"properties": {"ephemeral": {"const": False}}, "required": ["ephemeral"]},
     "then": {

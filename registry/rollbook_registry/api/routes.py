@@ -7,15 +7,20 @@ in the list that its class returns; nothing else has to know of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from aiohttp import web
 
 from rollbook.problems import bad_value
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Collection, Mapping
+
+    from rollbook_registry.auth import Identity
+    from rollbook_registry.connections import Plain
 
 T = TypeVar("T")
 
@@ -57,6 +62,34 @@ class Values:
     def __getitem__(self, parameter: Parameter[T]) -> T:
         value: T = self._given.get(parameter, parameter.default)
         return value
+
+
+class Reply(NamedTuple):
+    """What a request is answered that went well.
+
+    Attributes:
+        status: the HTTP status.
+        body: JSON, or nothing.
+        etag: the list's revision, in quotes; empty where there is none.
+    """
+
+    status: int
+    body: bytes = b""
+    etag: str = ""
+
+    def response(self) -> web.Response:
+        """Return what aiohttp sends."""
+        headers = {"ETag": self.etag} if self.etag else None
+        return web.Response(
+            status=self.status,
+            body=self.body or None,
+            content_type=JSON if self.body else None,
+            headers=headers,
+        )
+
+
+AtOnce = Callable[["Plain", "Identity"], Reply | None]
+"""Answers a plain request; ``None``, or a problem, leaves it to the handler, and nothing has happened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +147,8 @@ class Route:
             come with parameters, bodies, identities and failures.
         writes: whether it needs an identity where writes do.
         open_query: whether parameters that are not known are ignored: for what others call in their way.
+        direct: makes, of a request's parameters, what answers such requests without waiting for anything
+            (:mod:`rollbook_registry.api.direct`); it is kept for the next request with the same ones.
     """
 
     method: str
@@ -125,6 +160,7 @@ class Route:
     problems: tuple[str, ...] = ()
     writes: bool = False
     open_query: bool = False
+    direct: Callable[[Values], AtOnce] | None = None
 
     @property
     def operation(self) -> str:
@@ -147,40 +183,44 @@ class Route:
 
     def definition(self) -> web.RouteDef:
         """Return what aiohttp serves."""
-        path = {p.name: p for p in self.parameters if p.where == "path"}
-        query = {p.name: p for p in self.parameters if p.where == "query"}
-        handler, open_query = self.handler, self.open_query
+        handler = self.handler
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await handler(request, _read(request, path, query, open_query=open_query))
+            return await handler(request, self.read(request.match_info, request.query.items()))
 
         return (
             web.get(self.path, handle) if self.method == "GET" else web.route(self.method, self.path, handle)
         )
 
+    def read(self, path: Mapping[str, str], query: Collection[tuple[str, str]]) -> Values:
+        """Read a request's parameters.
 
-def _read(
-    request: web.Request,
-    path: Mapping[str, Parameter[Any]],
-    query: Mapping[str, Parameter[Any]],
-    *,
-    open_query: bool,
-) -> Values:
-    """Read a request's parameters.
+        Args:
+            path: the texts in the path, by name.
+            query: the names and texts in the query, in order.
 
-    Raises:
-        Problem: 400 ``bad_value`` for one that is wrong, not known here, or given twice.
-    """
-    given = {}
-    for name, text in request.query.items():
-        parameter = query.get(name)
-        if parameter is None:
-            if open_query:
-                continue
-            raise bad_value("query", name, ", ".join(query) or "no parameters")
-        if parameter in given:
-            raise bad_value(name, request.query.getall(name), "one value")
-        given[parameter] = parameter.read(text)
-    for name, text in request.match_info.items():
-        given[path[name]] = path[name].read(text)
-    return Values(given)
+        Raises:
+            Problem: 400 ``bad_value`` for one that is wrong, not known here, or given twice.
+        """
+        given = {}
+        for name, text in query:
+            parameter = self._of_query.get(name)
+            if parameter is None:
+                if self.open_query:
+                    continue
+                raise bad_value("query", name, ", ".join(self._of_query) or "no parameters")
+            if parameter in given:
+                raise bad_value(name, [text for other, text in query if other == name], "one value")
+            given[parameter] = parameter.read(text)
+        for name, text in path.items():
+            parameter = self._of_path[name]
+            given[parameter] = parameter.read(text)
+        return Values(given)
+
+    @cached_property
+    def _of_query(self) -> dict[str, Parameter[Any]]:
+        return {p.name: p for p in self.parameters if p.where == "query"}
+
+    @cached_property
+    def _of_path(self) -> dict[str, Parameter[Any]]:
+        return {p.name: p for p in self.parameters if p.where == "path"}

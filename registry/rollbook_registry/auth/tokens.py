@@ -42,6 +42,10 @@ def _bad_token(detail: str) -> Problem:
     return Problem("unauthenticated", f"the token is not acceptable: {detail}", field="Authorization")
 
 
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
 class Verifier:
     """Turns tokens into identities.
 
@@ -69,16 +73,23 @@ class Verifier:
         Raises:
             Problem: 401 ``unauthenticated`` or ``token_expired``; 503 ``not_ready`` when nobody can be asked.
         """
-        hashed = hashlib.sha256(token.encode()).digest()
-        known = self._known.get(hashed)
-        if known is not None and (not known.expires or self._wall() < known.expires + LEEWAY):
-            self._known.move_to_end(hashed)
+        known = self.remembered(token)
+        if known is not None:
             return known
         identity = await self._verify(token)
-        self._known[hashed] = identity
+        self._known[_hash(token)] = identity
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return identity
+
+    def remembered(self, token: str) -> Identity | None:
+        """Say whose token it is if that was found out before, and it has not expired since."""
+        hashed = _hash(token)
+        known = self._known.get(hashed)
+        if known is None or (known.expires and self._wall() >= known.expires + LEEWAY):
+            return None
+        self._known.move_to_end(hashed)
+        return known
 
     async def _verify(self, token: str) -> Identity:
         try:

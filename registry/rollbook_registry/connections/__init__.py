@@ -3,5 +3,6 @@
 from rollbook_registry.connections.census import Census, Closing, Door, Limits, Refusal
 from rollbook_registry.connections.connection import Connection
 from rollbook_registry.connections.guard import Guard
+from rollbook_registry.connections.plain import Head, Plain
 
-__all__ = ["Census", "Closing", "Connection", "Door", "Guard", "Limits", "Refusal"]
+__all__ = ["Census", "Closing", "Connection", "Door", "Guard", "Head", "Limits", "Plain", "Refusal"]

@@ -1,10 +1,17 @@
 """One connection: aiohttp's own protocol, which tells the guard what happens on it.
 
+What aiohttp need not see is answered before it (:meth:`Connection._passed_by`): one plain request that came
+whole, on a connection where nothing is under way and every byte before belonged to a request that was plain
+too. So it is known where each request begins, however the bytes are cut, and there is one reader of
+everything that could be read in two ways. The first bytes that are not plain to see give the connection to
+aiohttp for good.
+
 Nearly all that is used is documented: the callbacks of :class:`asyncio.Protocol`, that
 :class:`aiohttp.web.RequestHandler` is one, made by a :class:`aiohttp.web.Server` with that server and its
 options, and that it asks ``handle_error`` for the answer to what it cannot parse. What is not documented is
-the queue of parsed requests, ``_messages``, in :meth:`Connection.data_received`. Tests notice if any of it
-changes.
+the queue of parsed requests, ``_messages``; ``_waiter``, the future that is pending while it waits for a
+request; ``_request_count``; ``_force_close``; and when a resting connection is closed,
+``_next_keepalive_close_time``. Tests notice if any of it changes.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from rollbook.problems import Problem
     from rollbook_registry.connections.census import Closing, Door
     from rollbook_registry.connections.guard import Guard
+    from rollbook_registry.connections.plain import Bypass
 
 log = structlog.get_logger("rollbook.connections")
 
@@ -41,24 +49,33 @@ class Connection(web.RequestHandler):
         manager: aiohttp's server.
         guard: who watches.
         door: the port that it came to.
+        bypass: the way past aiohttp; ``None`` at ports that have none.
         options: aiohttp's own.
     """
 
     __slots__ = (
         "_at_rest",
         "_awaited",
+        "_bypass",
         "_door",
         "_linger",
         "_lost_cause",
+        "_missing",
         "_socket",
+        "_unread",
         "guard",
         "on_lost",
         "refused",
     )
 
-    def __init__(self, manager: web.Server, *, guard: Guard, door: Door, **options: Any) -> None:
+    def __init__(
+        self, manager: web.Server, *, guard: Guard, door: Door, bypass: Bypass | None, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
         self.guard = guard
+        self._bypass = bypass
+        self._missing = 0
+        self._unread = False
         self._door = door
         self._at_rest = False
         self._awaited = True
@@ -87,7 +104,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        if self._lost_cause:
+        if self._lost_cause or (self._bypass is not None and self._passed_by(self._bypass, data)):
             return
         super().data_received(data)
         # What follows is all that a request costs here, so it asks for as little as it can.
@@ -99,6 +116,33 @@ class Connection(web.RequestHandler):
             self._at_rest = False
             self._awaited = True
             self.guard.census.began(self, self.guard.now)
+
+    def _passed_by(self, bypass: Bypass, data: bytes) -> bool:
+        """Answer without aiohttp if that can be done, and keep count of where the next request begins."""
+        if self._missing:
+            # The rest of a body whose request aiohttp has.
+            self._missing -= len(data)
+            if self._missing < 0:
+                self._bypass = None
+            return False
+        waiter = self._waiter
+        idle = not waiter.done() if waiter is not None else not self._request_count
+        request = bypass.reader.read(data) if idle else None
+        if request is None or self.refused is not None or self._force_close:
+            self._bypass = None
+            return False
+        self._missing = request.missing
+        if self._missing or self._unread:
+            return False
+        answer = bypass.answer(request)
+        if answer is None or self._socket is None:
+            return False
+        self._socket.write(answer)
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._awaited:
+            self._awaited = False
+            self.guard.census.completed(self)
+        return True
 
     def _give_up(self) -> None:
         """Read no more of what is no HTTP: it will be answered so and closed.
@@ -112,11 +156,13 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         """The client does not take what it is sent, and the buffers are full."""
         super().pause_writing()
+        self._unread = True
         self.guard.census.left_unread(self, self.guard.now)
 
     def resume_writing(self) -> None:
         """It takes it."""
         super().resume_writing()
+        self._unread = False
         self.guard.census.took(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -14,14 +14,17 @@ import structlog
 from aiohttp import web
 
 from rollbook.clock import AttentiveClock
+from rollbook.limits import MAX_BODY_BYTES
 from rollbook.problems import CONTENT_TYPE, Problem
 from rollbook_registry.connections.census import Census, Closing, Door, Limits, Refusal
 from rollbook_registry.connections.connection import LINGER, Connection
+from rollbook_registry.connections.plain import Bypass, Reader
 from rollbook_registry.connections.sockets import make_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rollbook_registry.connections.plain import Plain
     from rollbook_registry.metrics import Metrics
     from rollbook_registry.settings import RegistrySettings
 
@@ -69,13 +72,17 @@ class Guard:
 
     # --- connections -----------------------------------------------------------------------------------
 
-    def factory(self, server: web.Server, door: Door) -> Callable[[], Connection]:
+    def factory(
+        self, server: web.Server, door: Door, answer: Callable[[Plain], bytes | None] | None = None
+    ) -> Callable[[], Connection]:
         """Return what makes the connections of one port, for ``loop.create_server``.
 
         Args:
             server: that answers their requests.
             door: which port it is.
+            answer: answers plain requests before it, or returns ``None``.
         """
+        bypass = Bypass(Reader(max_body=MAX_BODY_BYTES), answer) if answer is not None else None
         settings = self._settings
         loop = asyncio.get_running_loop()
         # Nobody has reason to rest at the session's port without a session. Twice, because aiohttp counts
@@ -87,6 +94,7 @@ class Guard:
                 server,
                 guard=self,
                 door=door,
+                bypass=bypass,
                 loop=loop,
                 keepalive_timeout=rest,
                 lingering_time=LINGER,
