@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from rollbook_registry.api.routes import Values
     from rollbook_registry.auth.tokens import Verifier
-    from rollbook_registry.connections import Plain
+    from rollbook_registry.connections import Connection, Plain
     from rollbook_registry.settings import RegistrySettings
 
 log = structlog.get_logger("rollbook.registry")
@@ -78,6 +78,8 @@ class Server:
         self._running: asyncio.Task[None] | None = None
         self.application: web.Application
         """What the HTTP port serves, once it does."""
+        self.connections: dict[Door, Callable[[], Connection]] = {}
+        """What makes the connections of each port, once it is open."""
         self.http_port = 0
         self.session_port = 0
         self.grpc_port = 0
@@ -242,13 +244,11 @@ class Server:
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_GRACE)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
+        # Not by a TCPSite of aiohttp's: the guard makes the connections.
+        make = self.connections[door] = self.guard.factory(cast("web.Server", runner.server), door, answer)
         with _listening(self.settings.host, port, f"--{door.value}-port"):
-            # Not by a TCPSite of aiohttp's: the guard makes the connections.
             listener = await asyncio.get_running_loop().create_server(
-                self.guard.factory(cast("web.Server", runner.server), door, answer),
-                self.settings.host,
-                port,
-                backlog=BACKLOG,
+                make, self.settings.host, port, backlog=BACKLOG
             )
         self._stack.callback(listener.close)
         return int(listener.sockets[0].getsockname()[1])

@@ -119,9 +119,9 @@ class Direct:
             given = pattern.match(segments)
             if given is None:
                 continue
-            # A pair without a name or a value is not the same to everybody who reads queries.
             pairs = [tuple(pair.split("=")) for pair in query.split("&")] if query else []
-            if any(len(pair) != 2 or not all(pair) for pair in pairs):  # noqa: PLR2004  # name and value
+            # What is no pair is not the same to everybody who reads queries.
+            if any(len(pair) != 2 for pair in pairs):  # noqa: PLR2004  # name and value
                 return None
             try:
                 values = pattern.route.read(given, pairs)

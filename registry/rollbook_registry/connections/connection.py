@@ -104,7 +104,10 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        if self._lost_cause or (self._bypass is not None and self._passed_by(self._bypass, data)):
+        if self._lost_cause:
+            return
+        # aiohttp calls this itself, with nothing, to go on with what it has.
+        if data and self._bypass is not None and self._passed_by(self._bypass, data):
             return
         super().data_received(data)
         # What follows is all that a request costs here, so it asks for as little as it can.
