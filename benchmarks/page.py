@@ -1,7 +1,7 @@
 """``python -m benchmarks.page``: put the figures of the last runs into ``docs/performance.md``.
 
 The page's words are written by people, its figures only by this: between the marks of each benchmark stands
-the table that ``build/benchmarks/<name>.json`` makes.
+the table that ``docs/figures/<name>.json`` makes, which is what the last run left in ``build/benchmarks``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks import peers
 from benchmarks.process import ROOT
 from benchmarks.report import number
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAGE: Final = ROOT / "docs" / "performance.md"
-FIGURES: Final = ROOT / "build" / "benchmarks"
+MEASURED: Final = ROOT / "build" / "benchmarks"
+KEPT: Final = ROOT / "docs" / "figures"
 PER_CPU: Final = "x limit per CPU s"
+_PEERS = re.compile(r"(<!-- peers -->\n).*?(<!-- end -->)", re.DOTALL)
 _PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -69,12 +72,21 @@ def fill(page: str, figures: Path) -> str:
     def place(found: re.Match[str]) -> str:
         path = figures / f"{found[2]}.json"
         if not path.exists():
-            sys.stderr.write(f"{found[2]}: not measured here, its figures stay\n")
+            sys.stderr.write(f"{found[2]}: never measured, its figures stay\n")
             return found[0]
         return f"{found[1]}{table(json.loads(path.read_text()))}{found[3]}"
 
+    page = _PEERS.sub(lambda found: f"{found[1]}{peers.table(figures)}{found[2]}", page)
     return _PLACE.sub(place, page)
 
 
+def keep(measured: Path, kept: Path) -> None:
+    """Copy what has been measured to where it is kept."""
+    kept.mkdir(exist_ok=True)
+    for path in measured.glob("*.json"):
+        (kept / path.name).write_text(path.read_text())
+
+
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text(), FIGURES))
+    keep(MEASURED, KEPT)
+    PAGE.write_text(fill(PAGE.read_text(), KEPT))

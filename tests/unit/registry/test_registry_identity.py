@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import aiohttp
+import msgspec
 import pytest
 
 from apiserverkit import ApiServer, Key
@@ -59,6 +60,22 @@ async def test_a_session_needs_an_identity(registry, key):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await registry.speaker(token=token)
         assert refused.value.status == 401
+
+
+async def test_a_known_token_takes_the_direct_way_and_may_do_no_more_by_it(registry, tokens, connect):
+    raw = await connect(registry.server.http_port)
+
+    async def register(who):
+        head = f"POST {INSTANCES} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {tokens[who]}\r\n"
+        body = msgspec.json.encode(BODY)
+        await raw.say(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return (await raw.answer())[0]
+
+    # Each twice: at first aiohttp's way asks who it is, then it is known.
+    assert [await register("mine") for _ in range(2)] == [201, 201]
+    assert [await register("another pod's") for _ in range(2)] == [403, 403]
+    assert [await register("unbound") for _ in range(2)] == [403, 403]
+    assert [await register("mine") for _ in range(2)] == [201, 201]
 
 
 async def test_a_pod_registers_beats_changes_and_deregisters_itself_over_http(registry, tokens):
