@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registrykit import ORDERS, Ledger, an_entry
+from registrykit import ORDERS, Ledger, Patient, an_entry
 from rollbook import frames
 from rollbook.digest import digest, spell
 from rollbook.names import LeaseId
 from rollbook.session import ListChanged, Session
 from rollbook_registry.catalog import ServiceChanged, ServiceForgotten
-from rollbook_registry.push import Outlet, Subscriber
+from rollbook_registry.push import Outlet
 
 if TYPE_CHECKING:
     from rollbook.model import Instance
@@ -37,7 +37,7 @@ class Wire:
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
         self.answers: list = []
-        self.subscriber = Subscriber(self.codec, lambda: None)
+        self.subscriber = Patient(self.world.outlet, self.codec)
         self.client.connected(0.0)
         self.send()
 
@@ -71,7 +71,7 @@ class Wire:
     def registry_writes(self):
         self.down.extend(self.codec.encode(f) for f in self.answers)
         self.answers.clear()
-        self.down.extend(self.world.outlet.take(self.subscriber))
+        self.down.extend(self.subscriber.take())
 
     def client_reads(self):
         frame = self.codec.answer(self.down.popleft())
@@ -100,7 +100,7 @@ class World:
         self.outlet = Outlet(
             boot="b1", service=self.ledger.catalog.service,
             services=self.ledger.catalog.services.within, wall=lambda: 0.0, clock=lambda: 0.0,
-            pushed=lambda _: None, conflated=lambda: None,
+            pushed=lambda _: None, conflated=lambda _: None,
         )  # fmt: skip
         self.outlet.settle()
         self.wires = [Wire(self, s) for s in wires]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from registrykit import ORDERS, Ledger, an_entry, key_of
+from registrykit import ORDERS, Ledger, Patient, an_entry, key_of
 from rollbook import frames
 from rollbook.digest import spell
 from rollbook_registry.catalog import ServiceChanged, ServiceForgotten
 from rollbook_registry.catalog.services import LOG_LENGTH
-from rollbook_registry.push import Outlet, Subscriber
+from rollbook_registry.push import Outlet
 
 
 class Counting(frames.Codec):
@@ -40,11 +40,16 @@ class Desk:
             services=self.ledger.catalog.services.within, wall=lambda: 1000.0 + self.now,
             clock=lambda: self.now, pushed=self.pushed.append, conflated=self.conflate,
         )  # fmt: skip
+        self.woken = 0
+        self.outlet.wake = self.wake
         self.ledger.enter("a", an_entry())
         self.told()
 
-    def conflate(self):
-        self.conflated += 1
+    def wake(self):
+        self.woken += 1
+
+    def conflate(self, count):
+        self.conflated += count
 
     def told(self):
         for event in self.ledger.take():
@@ -70,16 +75,12 @@ class Reader:
     def __init__(self, desk, codec=None, key=ORDERS, revision="", digest=""):
         self.desk = desk
         self.key = key
-        self.woken = 0
         self.codec = codec or Counting()
-        self.subscriber = Subscriber(self.codec, self.wake)
+        self.subscriber = Patient(desk.outlet, self.codec)
         desk.outlet.subscribe(self.subscriber, key, revision=revision, digest=digest)
 
-    def wake(self):
-        self.woken += 1
-
     def take(self):
-        return [self.codec.answer(data) for data in self.desk.outlet.take(self.subscriber)]
+        return [self.codec.answer(data) for data in self.subscriber.take()]
 
     def ack(self, revision=None):
         revision = revision or self.desk.revision(self.key)
@@ -105,7 +106,6 @@ def reader(desk):
 
 def test_a_new_subscriber_gets_the_whole_list_with_revision_and_digest(desk):
     reader = Reader(desk)
-    assert reader.woken
     snapshot = reader.take_one()
     assert [i.port for i in snapshot.instances] == [8080]
     assert snapshot.revision == desk.revision()
@@ -151,9 +151,10 @@ def test_changes_while_one_is_on_its_way_are_merged_into_the_next(desk, reader):
     first = reader.take_one()
     for port in (82, 83, 84):
         desk.enter(an_entry(port))
+        # Nothing is queued for it meanwhile.
+        assert reader.take() == []
     desk.ledger.deregister("a", an_entry(82).ref)
     desk.told()
-    # Nothing is queued for it meanwhile.
     assert reader.take() == []
     assert desk.conflated == 4
     reader.ack(first.revision)
@@ -167,6 +168,7 @@ def test_changes_while_one_is_on_its_way_are_merged_into_the_next(desk, reader):
 def test_changes_before_the_session_can_write_are_merged_too(desk, reader):
     for port in (81, 82):
         desk.enter(an_entry(port))
+        desk.outlet.flush(1)
     delta = reader.take_one()
     assert sorted(i.port for i in delta.put) == [81, 82]
     assert desk.conflated == 1
@@ -176,7 +178,7 @@ def test_a_frame_is_made_when_it_can_be_written_so_that_the_latest_is_in_it(desk
     desk.enter(an_entry(81, service="invoices"))
     reader = Reader(desk)
     desk.outlet.subscribe(reader.subscriber, key_of("invoices"), revision="", digest="")
-    writing = desk.outlet.take(reader.subscriber)
+    writing = reader.subscriber.take()
     next(writing)
     desk.enter(an_entry(82, service="invoices"))
     second = reader.codec.answer(next(writing))
@@ -282,9 +284,8 @@ def test_who_unsubscribes_or_leaves_gets_nothing_more_and_leaves_nothing_behind(
     assert [f.service for f in reader.take()] == ["none"]
     desk.outlet.leave(reader.subscriber)
     assert desk.outlet.subscriptions == 0
-    assert desk.outlet._followers == {}
-    assert desk.outlet._cache == {}
-    assert desk.outlet._changed_at == {}
+    assert desk.outlet._topics == desk.outlet._changed == desk.outlet._news == desk.outlet._ready == {}
+    assert list(desk.outlet.unacknowledged(-1.0)) == []
 
 
 def test_a_watcher_is_told_once_of_a_change_or_of_the_book_settling(desk):

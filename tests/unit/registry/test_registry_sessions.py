@@ -346,8 +346,8 @@ async def test_what_is_no_session_is_refused_before_it_begins(registry, headers,
 
 def abort(registry):
     """Break every connection, as a network does: without a word."""
-    for session in list(registry.server.sessions._open.values()):
-        session._socket._req.transport.abort()
+    for line in list(registry.server.sessions._open):
+        line._socket._transport.abort()
 
 
 async def test_a_lease_survives_a_broken_session(registry):
@@ -397,7 +397,7 @@ async def test_a_client_that_asks_without_reading_and_goes_leaves_nothing_behind
     speaker.ws._response.connection.transport.pause_reading()
     ping = msgspec.msgpack.encode({"type": "ping"})
     again = speaker.codec.encode(SUBSCRIBE)
-    (session,) = registry.server.sessions._open.values()
+    (line,) = registry.server.sessions._open
 
     async def flood():
         while True:
@@ -406,7 +406,7 @@ async def test_a_client_that_asks_without_reading_and_goes_leaves_nothing_behind
                 await speaker.ws.send_bytes(ping)
 
     flooding = asyncio.create_task(flood())
-    await until(lambda: len(session._answers) > 1000)
+    await until(lambda: len(line._unsent) > 1000)
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
     abort(registry)
