@@ -334,10 +334,10 @@ async def run(options: Options) -> Result:
     rows += await _bytes_of_a_change()
     return Result(
         rows=rows,
-        limit="a bare aiohttp WebSocket server that sends and is sent as much; of bytes: the changed instance",
+        limit="bare aiohttp WebSockets that are sent and send as much; of bytes: the changed instance",
         notes=[
             f"{CHANGES_AT_100} changes with 100 subscribers, {CHANGES_AT_1000} with 1,000, one at a time",
-            f"{CHANGES_AT_MANY} with {MANY:,} in each of {ROUNDS_AT_MANY} rounds, ours and the limit in turns",
+            f"{CHANGES_AT_MANY} with {MANY:,} in each of {ROUNDS_AT_MANY} rounds, the limit in turns",
             f"a delta has {sizes['delta']} bytes",
             "the process that measures reads all sockets one after the other: part of each figure is its own",
         ],

@@ -175,12 +175,16 @@ class WebSocket(asyncio.Protocol):
             self._transport.write(data)
 
     def close(self, code: int, reason: str = "") -> None:
-        """Say goodbye, and end the connection when the client has, or :data:`CLOSE_PATIENCE` later."""
+        """Say goodbye, and end the connection when the client has, or :data:`CLOSE_PATIENCE` later.
+
+        What still comes until then is read and thrown away: closed at once, the connection would be reset,
+        and the client might not hear why.
+        """
         if not self.open:
             return
         self._say_close(code, reason)
-        self._end()
         self._loop.call_later(CLOSE_PATIENCE, self._transport.close)
+        self._end()
         self.go_on()
 
     def _say_close(self, code: int, reason: str = "") -> None:
@@ -248,18 +252,13 @@ class WebSocket(asyncio.Protocol):
 
     def failed(self, error: BaseException) -> None:
         """Take notice of what could not be parsed, or of what the listener failed at."""
-        self._reader = None
-        if not self.open:
-            self._transport.close()
-            return
+        # It parses nothing more; what still comes is no message.
+        self._reader, self._rest = None, b""
         if isinstance(error, WebSocketError):
-            code = int(error.code)
+            self.close(int(error.code))
         else:
-            code = WSCloseCode.INTERNAL_ERROR
             log.error("session_failed", exc_info=error)
-        self._say_close(code)
-        self._end()
-        self._transport.close()
+            self.close(WSCloseCode.INTERNAL_ERROR)
 
     # --- asyncio's other callbacks ---------------------------------------------------------------------
 
@@ -284,14 +283,16 @@ class WebSocket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
-        self._end()
-        # They hold each other.
-        self._reader = None
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.connection_lost(exc)
-        if not self.lost.done():
-            self.lost.set_result(None)
+        try:
+            self._end()
+        finally:
+            # They hold each other.
+            self._reader, self._rest = None, b""
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.connection_lost(exc)
+            if not self.lost.done():
+                self.lost.set_result(None)
 
 
 class Upgrade(web.WebSocketResponse):
