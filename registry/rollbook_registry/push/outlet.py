@@ -72,9 +72,10 @@ class Subscriber:
         blocked: whether it takes nothing for now. Who lifts this says so: :meth:`Outlet.unblocked`.
         subscriptions: how far it has got, for each service that it follows.
         patterns: the patterns that it follows.
+        crowded: whether there may be services that match, but are not followed for want of room.
     """
 
-    __slots__ = ("blocked", "most", "most_patterns", "patterns", "spelling", "subscriptions")
+    __slots__ = ("blocked", "crowded", "most", "most_patterns", "patterns", "spelling", "subscriptions")
 
     def __init__(
         self, spelling: Spelling, *, most: float = math.inf, most_patterns: float = math.inf
@@ -85,6 +86,7 @@ class Subscriber:
         self.blocked = False
         self.subscriptions: dict[ServiceKey, _Subscription] = {}
         self.patterns: tuple[Pattern, ...] = ()
+        self.crowded = False
 
     def send(self, data: bytes) -> None:
         """Carry a frame to it. Called only while it is not blocked; it may be afterwards."""
@@ -316,20 +318,34 @@ class Outlet:
             subscriber.patterns = (*subscriber.patterns, pattern)
             self._patterns.setdefault(pattern.namespace, {}).setdefault(pattern, {})[subscriber] = None
             self.patterns += 1
-        # A service that nobody has entered yet, but only laid settings down for, has no list to follow.
-        there = sorted(
-            s.key for s in self._services(pattern.namespace) if s.number and pattern.matches(s.key)
-        )
+        there = self._matching(pattern)
         omitted = 0
         for key in dict.fromkeys((*held, *there)):
             if key not in subscriber.subscriptions and len(subscriber.subscriptions) >= subscriber.most:
                 omitted += 1
+                subscriber.crowded = True
                 if key in held:
                     self._note(subscriber, key, _News.OMITTED)
             elif key in held or key not in subscriber.subscriptions:
                 self._let_go(self._take_up(subscriber, key, held.get(key, _NOTHING)))
         problem = _full(subscriber, f"{pattern} matches {omitted} more services") if omitted else None
         return [key for key in there if key in subscriber.subscriptions], problem
+
+    def _matching(self, pattern: Pattern) -> list[ServiceKey]:
+        # A service that nobody has entered yet, but only laid settings down for, has no list to follow.
+        return sorted(s.key for s in self._services(pattern.namespace) if s.number and pattern.matches(s.key))
+
+    def _fill(self, subscriber: Subscriber) -> None:
+        """Have a session follow what it had no room for, as far as it has now."""
+        if not subscriber.crowded:
+            return
+        for pattern in subscriber.patterns:
+            for key in self._matching(pattern):
+                if len(subscriber.subscriptions) >= subscriber.most:
+                    return
+                if key not in subscriber.subscriptions:
+                    self._take_up(subscriber, key, _NOTHING)
+        subscriber.crowded = False
 
     def unfollow(self, subscriber: Subscriber, pattern: Pattern) -> None:
         """Have a session follow a pattern no more; what it follows for another reason stays."""
@@ -339,6 +355,7 @@ class Outlet:
         for key, subscription in list(subscriber.subscriptions.items()):
             if not subscription.named and pattern.matches(key) and not subscriber.matches(key):
                 self._leave(subscription)
+        self._fill(subscriber)
 
     def _forget_pattern(self, subscriber: Subscriber, pattern: Pattern) -> None:
         subscriber.patterns = tuple(p for p in subscriber.patterns if p != pattern)
@@ -378,6 +395,7 @@ class Outlet:
             self._let_go(subscription)
         else:
             self._leave(subscription)
+        self._fill(subscriber)
 
     def _leave(self, subscription: _Subscription) -> None:
         subscriber, topic = subscription.subscriber, subscription.topic
@@ -439,6 +457,7 @@ class Outlet:
             self._note(subscriber, key, _News.LIST)
         elif service is None:
             self._let_go(subscription)
+            self._fill(subscriber)
         return True
 
     def unacknowledged(self, seconds: float) -> Iterator[tuple[Subscriber, ServiceKey, float]]:
@@ -472,6 +491,7 @@ class Outlet:
                     if key in subscriber.subscriptions:
                         continue
                     if len(subscriber.subscriptions) >= subscriber.most:
+                        subscriber.crowded = True
                         self._note(subscriber, key, _News.OMITTED)
                         continue
                     self._take_up(subscriber, key, _NOTHING).changed_at = self._clock()
@@ -487,6 +507,7 @@ class Outlet:
             self._tell(topic, self._changed.pop(topic, self._clock()), topic.followers)
         for subscription in list(topic.followers):
             self._let_go(subscription)
+            self._fill(subscription.subscriber)
 
     def settle(self) -> None:
         """Take notice that the book is settled: whoever waits for a list's change is told."""

@@ -503,6 +503,45 @@ def test_services_beyond_the_limit_are_told_and_what_was_followed_goes_on():
         world.outlet.subscribe(wire.subscriber, key_of("c"), revision="", digest="")
 
 
+def test_room_that_becomes_free_is_filled_with_what_had_none():
+    world = World(most=3)
+    world.outlet.settle()
+    for service in ("a1", "a2", "a3", "c"):
+        world.enter(key_of(service), 1)
+    wire = Wire(world)
+    wire.client.subscribe(key_of("c"))
+    wire.client.follow(A)
+    wire.send()
+    wire.settle()
+    assert set(wire.lists) == {key_of("a1"), key_of("a2"), key_of("c")}
+    assert wire.subscriber.crowded
+    # By a name that is wanted no more,
+    wire.client.unsubscribe(key_of("c"))
+    wire.send()
+    wire.settle()
+    assert set(wire.lists) == {key_of("a1"), key_of("a2"), key_of("a3")}
+    assert not wire.subscriber.crowded
+    # by a service that vanishes,
+    world.enter(key_of("a0"), 1)
+    wire.settle()
+    assert key_of("a0") not in wire.lists
+    world.drop(key_of("a2"), 1)
+    wire.settle()
+    world.wait(21.0)
+    wire.settle()
+    assert set(wire.lists) == {key_of("a0"), key_of("a1"), key_of("a3")}
+    # and by a pattern.
+    world.enter(key_of("b1"), 1)
+    wire.client.follow(Pattern("public", "DEFAULT_GROUP", "b*"))
+    wire.send()
+    wire.settle()
+    assert key_of("b1") not in wire.lists
+    wire.client.unfollow(A)
+    wire.send()
+    wire.settle()
+    assert set(wire.lists) == {key_of("b1")}
+
+
 def test_what_was_held_and_fits_no_more_is_let_go_and_told():
     world = World()
     world.outlet.settle()
