@@ -68,8 +68,17 @@ class _Wait:
 
     def __init__(self) -> None:
         self.timer: Timer | None = None
-        self.remove: Callable[[], int] = lambda: 0
+        self.remove: Callable[[], int] | None = None
         """Takes the barrier away, and says how many were behind; nobody is if it was lifted at once."""
+
+    def end(self) -> int:
+        """Wait no more; return how many were behind."""
+        # They hold each other, and should go without the collector's help.
+        timer, self.timer = self.timer, None
+        remove, self.remove = self.remove, None
+        if timer is not None:
+            timer.cancel()
+        return remove() if remove is not None else 0
 
 
 class Session:
@@ -127,16 +136,16 @@ class Session:
         return bool(self._subscriber.subscriptions or self._subscriber.patterns)
 
     def leave(self) -> None:
-        """Be over: its lease goes on, attached to nobody."""
+        """Be over, and not to be used any more: its lease goes on, attached to nobody."""
         for wait in self._waits or ():
-            if wait.timer is not None:
-                wait.timer.cancel()
-            wait.remove()
+            wait.end()
         self._waits = None
         self._book.outlet.leave(self._subscriber)
         lease = self.lease
         if lease is not None:
             self._book.apply(lambda c, now: c.detach(lease, self, now))
+        # They hold it, too.
+        del self._out, self._subscriber
 
     def take(self, data: bytes | str) -> None:
         """Carry out a frame; whatever is wrong with it is answered, and nothing was changed then."""
@@ -405,16 +414,16 @@ class Session:
         wait = _Wait()
         waits.add(wait)
         wait.timer = self._out.later(frame.timeout, lambda: self._end_wait(wait, frame.id, keys))
-        wait.remove = self._book.outlet.barrier(keys, lambda: self._end_wait(wait, frame.id, keys))
+        remove = self._book.outlet.barrier(keys, lambda: self._end_wait(wait, frame.id, keys))
+        if wait in waits:
+            wait.remove = remove
 
     def _end_wait(self, wait: _Wait, id_: int, keys: set[ServiceKey]) -> None:
         """A barrier has been lifted, or its time is up."""
         if not self._waits or wait not in self._waits:
             return
         self._waits.discard(wait)
-        if wait.timer is not None:
-            wait.timer.cancel()
-        behind = wait.remove()
+        behind = wait.end()
         if behind:
             log.info("barrier_incomplete", behind=behind, services=[str(k) for k in sorted(keys)][:10])
         self._out.answer(frames.Done(id=id_, complete=not behind))

@@ -26,6 +26,7 @@ from rollbook_registry.auth import policy
 from rollbook_registry.catalog import PodsMarked
 from rollbook_registry.connections import Connection
 from rollbook_registry.connections.websocket import BINARY, TEXT, Upgrade, frame
+from rollbook_registry.expiry import Wheel
 from rollbook_registry.push import Subscriber
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ class Sessions:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._open: dict[Line, None] = {}
-        self._silent: dict[Line, float] = {}
+        self._look = min(1.0, book.settings.ack_timeout / 4, book.settings.idle_timeout / 4)
+        """Seconds between looks at those who may be late, or silent."""
+        self._wheel: Wheel[Line] = Wheel(time.monotonic(), tick=self._look)
         self._late: dict[tuple[Subscriber, ServiceKey], float] = {}
         book.listeners.append(self._heard)
         book.outlet.wake = self._flush_soon
@@ -141,10 +144,12 @@ class Sessions:
     def _begin(self, socket: WebSocket, who: Identity) -> Line:
         line = Line(self._book, socket, who, over=self._over)
         self._open[line] = None
+        self._watch(line)
         return line
 
     def _over(self, line: Line) -> None:
         del self._open[line]
+        self._wheel.discard(line)
 
     # --- pushing ---------------------------------------------------------------------------------------
 
@@ -156,10 +161,8 @@ class Sessions:
 
     async def run(self) -> None:
         """Look after those who are silent or do not acknowledge, until cancelled."""
-        settings = self._book.settings
-        interval = min(1.0, settings.ack_timeout / 4, settings.idle_timeout / 4)
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(self._look)
             self.look()
 
     def look(self) -> None:
@@ -169,16 +172,17 @@ class Sessions:
         the second look only: if it was this process that did not read, it has done so by then.
         """
         settings = self._book.settings
-        wall, silent = time.time(), {}
-        since = asyncio.get_running_loop().time() - settings.idle_timeout
-        for line in list(self._open):
+        now, wall = time.monotonic(), time.time()
+        for line in self._wheel.advance(now):
             if line.expires <= wall:
                 line.end(Closing.TOKEN_EXPIRED, "token expired")
-            elif line.heard_at <= since:
-                silent[line] = line.heard_at
-                if self._silent.get(line) == line.heard_at:
-                    line.end(Closing.IDLE, "idle")
-        self._silent = silent
+            elif line.heard_at + settings.idle_timeout > now:
+                self._watch(line)
+            elif line.suspect == line.heard_at:
+                line.end(Closing.IDLE, "idle")
+            else:
+                line.suspect = line.heard_at
+                self._watch(line)
         patience = settings.ack_timeout
         late = {(who, key): since for who, key, since in self._book.outlet.unacknowledged(patience)}
         for (who, key), since in late.items():
@@ -188,6 +192,14 @@ class Sessions:
                     f"{key.name} not acknowledged for {patience:g} s (--ack-timeout)",
                 )
         self._late = late
+
+    def _watch(self, line: Line) -> None:
+        """Have a session looked at when it may be silent for too long, or its token expires."""
+        at = line.heard_at + self._book.settings.idle_timeout
+        if line.expires < math.inf:
+            at = min(at, time.monotonic() + line.expires - time.time())
+        # One that is silent already is looked at once more, when it has been read again.
+        self._wheel.add(line, max(at, time.monotonic() + self._look))
 
     def settled(self) -> None:
         """Tell everybody that the book is settled."""
@@ -220,9 +232,13 @@ class Line(Subscriber):
         socket: the client's.
         who: the client.
         over: called when it has ended.
+
+    Attributes:
+        expires: when its token does, as Unix time.
+        suspect: when it had been heard of last when it seemed to be silent.
     """
 
-    __slots__ = ("_book", "_over", "_socket", "_unsent", "session")
+    __slots__ = ("_book", "_over", "_socket", "_unsent", "expires", "session", "suspect")
 
     def __init__(self, book: Book, socket: WebSocket, who: Identity, *, over: Callable[[Line], None]) -> None:
         dialect = DIALECTS[socket.subprotocol]
@@ -234,17 +250,14 @@ class Line(Subscriber):
         self._socket = socket
         self._over = over
         self._unsent: list[bytes] = []
+        self.expires = who.expires or math.inf
+        self.suspect = -math.inf
         self.session = Session(book, who, codec=dialect.codec, subscriber=self, outward=self)
 
     @property
     def heard_at(self) -> float:
-        """When the client was last heard of, in the loop's time."""
+        """When the client was last heard of, by the monotonic clock."""
         return self._socket.heard_at
-
-    @property
-    def expires(self) -> float:
-        """When its token does, as Unix time."""
-        return self.session.who.expires or math.inf
 
     def end(self, why: Closing, reason: str) -> None:
         """End it, and say so; its client may come back at once."""

@@ -16,6 +16,7 @@ writing that pauses, so that it and the guard clear up and watch as for any othe
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
@@ -117,7 +118,7 @@ class WebSocket(asyncio.Protocol):
         subprotocol: that was agreed upon.
         open: whether it can be sent to.
         blocked: whether it should not be, because the client does not take it.
-        heard_at: when it was last heard of, in the loop's time.
+        heard_at: when it was last heard of, by the monotonic clock.
         lost: done when the connection is no more.
     """
 
@@ -153,7 +154,7 @@ class WebSocket(asyncio.Protocol):
         self.subprotocol = subprotocol
         self.open = True
         self.blocked = connection.writing_paused
-        self.heard_at = self._loop.time()
+        self.heard_at = time.monotonic()
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def start(self, listener: Listener, max_message: int) -> None:
@@ -171,7 +172,7 @@ class WebSocket(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Write what :func:`frame` made."""
-        if self.open:
+        if self.open and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self, code: int, reason: str = "") -> None:
@@ -217,7 +218,7 @@ class WebSocket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        self.heard_at = self._loop.time()
+        self.heard_at = time.monotonic()
         if self._reader is None:
             return
         if not self._rest and not self._held and len(data) <= SLICE:

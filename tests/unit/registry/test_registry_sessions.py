@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 
 import aiohttp
 import msgspec
@@ -13,6 +14,8 @@ from registrykit import ORDERS, a_ref, an_entry
 from rollbook import frames
 from rollbook.digest import digest, spell
 from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_HELD_PER_FRAME
+from rollbook_registry.api.session import Session
+from rollbook_registry.api.sessions import Line
 from serverkit import until
 
 SUBSCRIBE = frames.Subscribe(id=9, service="orders")
@@ -415,6 +418,23 @@ async def test_a_client_that_asks_without_reading_and_goes_leaves_nothing_behind
     assert registry.book.outlet.subscriptions == 0
 
 
+async def test_a_session_that_has_ended_is_gone_without_the_collectors_help(registry):
+    gc.collect()
+    gc.disable()
+    try:
+        speaker = await registry.speaker()
+        await speaker.attach()
+        await speaker.register(an_entry())
+        await speaker.ask(SUBSCRIBE, frames.Snapshot)
+        await speaker.say(frames.Barrier(id=6, services=[tuple(ORDERS)], timeout=10))
+        await until(lambda: registry.book.outlet._barriers)
+        assert [type(o) for o in gc.get_objects() if isinstance(o, (Line, Session))] == [Line, Session]
+        abort(registry)
+        await until(lambda: not any(isinstance(o, (Line, Session)) for o in gc.get_objects()))
+    finally:
+        gc.enable()
+
+
 async def test_a_silent_session_is_closed_as_idle(start):
     registry = await start(idle_timeout=1.0)
     speaker = await registry.speaker()
@@ -423,6 +443,7 @@ async def test_a_silent_session_is_closed_as_idle(start):
     message = await speaker.ws.receive(timeout=10)
     assert (message.type, message.data, message.extra) == (aiohttp.WSMsgType.CLOSE, 4002, "idle")
     await until(lambda: registry.catalog.lease("a").holder is None)
+    assert len(registry.server.sessions._wheel) == 0
 
 
 async def test_a_registry_that_stops_says_goodbye(start, tmp_path):
