@@ -134,11 +134,7 @@ class Sessions:
         await upgrade.prepare(request)
         if isinstance(request.protocol, Connection):
             request.protocol.is_session()
-        if upgrade.socket is not None:
-            try:
-                await upgrade.socket.lost
-            finally:
-                upgrade.socket.close(WSCloseCode.GOING_AWAY)
+        # The connection goes on without the handler.
         return upgrade
 
     def _begin(self, socket: WebSocket, who: Identity) -> Line:
@@ -216,9 +212,11 @@ class Sessions:
 
     async def goodbye(self, reason: str) -> None:
         """Ask everybody to go elsewhere, and close."""
-        parting = [line.goodbye(reason) for line in list(self._open)]
+        parting = {line.goodbye(reason): line for line in list(self._open)}
         if parting:
-            await asyncio.wait(parting, timeout=GOODBYE_PATIENCE)
+            _, late = await asyncio.wait(parting, timeout=GOODBYE_PATIENCE)
+            for future in late:
+                parting[future].abort()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -276,7 +274,11 @@ class Line(Subscriber):
         """Tell the client to go elsewhere, and close; the future is done when it has gone."""
         self.answer(frames.Goodbye(reason=reason))
         self._socket.close(WSCloseCode.GOING_AWAY, reason)
-        return self._socket.lost
+        return self._socket.parted()
+
+    def abort(self) -> None:
+        """End the connection without another word."""
+        self._socket.abort()
 
     # --- for the outlet, and the session ---------------------------------------------------------------
 

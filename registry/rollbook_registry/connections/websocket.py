@@ -5,12 +5,16 @@ a message is heard as soon as it is parsed, and a frame is written when it is se
 is sent is ``blocked`` and to be sent no more; whoever sends more than can be dealt with at once is read in
 slices, so that others have their turn.
 
+After the handshake the transport gets another protocol, which is asyncio's documented way to change over.
+aiohttp's handler ends then, and its task, the request and the response go. Its protocol stays, without the
+transport, and hears of the connection's end and of writing that pauses, so that it and the guard clear up and
+watch as for any other.
+
 What is used of aiohttp beyond its documentation is all in this module, and tests notice if it changes:
-:meth:`WebSocketResponse._post_start`, where the response would install its queue; ``set_parser`` of the
-connection, for what came right behind the handshake; and the parser, a ``WebSocketReader`` that feeds a
-``WebSocketDataQueue`` and tells it what it could not parse. After the handshake the transport gets another
-protocol, which is asyncio's documented way to change over; aiohttp's hears of the connection's end, and of
-writing that pauses, so that it and the guard clear up and watch as for any other.
+:meth:`WebSocketResponse._post_start`, where the response would install its queue; of its protocol
+``set_parser``, for what came right behind the handshake, and ``transport``, which it closes when a handler
+has ended, if it has one; and the parser, a ``WebSocketReader`` that feeds a ``WebSocketDataQueue`` and tells
+it what it could not parse.
 """
 
 from __future__ import annotations
@@ -119,7 +123,6 @@ class WebSocket(asyncio.Protocol):
         open: whether it can be sent to.
         blocked: whether it should not be, because the client does not take it.
         heard_at: when it was last heard of, by the monotonic clock.
-        lost: done when the connection is no more.
     """
 
     __slots__ = (
@@ -127,6 +130,7 @@ class WebSocket(asyncio.Protocol):
         "_held",
         "_listener",
         "_loop",
+        "_lost",
         "_pong",
         "_reader",
         "_reading",
@@ -134,7 +138,6 @@ class WebSocket(asyncio.Protocol):
         "_transport",
         "blocked",
         "heard_at",
-        "lost",
         "open",
         "subprotocol",
     )
@@ -155,7 +158,7 @@ class WebSocket(asyncio.Protocol):
         self.open = True
         self.blocked = connection.writing_paused
         self.heard_at = time.monotonic()
-        self.lost: asyncio.Future[None] = self._loop.create_future()
+        self._lost: asyncio.Future[None] | None = None
 
     def start(self, listener: Listener, max_message: int) -> None:
         """Take the connection over from aiohttp."""
@@ -167,6 +170,7 @@ class WebSocket(asyncio.Protocol):
             self._connection.keep_alive(val=False)
             # It hands over what it has read already.
             self._connection.set_parser(self._reader)
+            self._connection.transport = None
 
     # --- what is sent ----------------------------------------------------------------------------------
 
@@ -187,6 +191,16 @@ class WebSocket(asyncio.Protocol):
         self._loop.call_later(CLOSE_PATIENCE, self._transport.close)
         self._end()
         self.go_on()
+
+    def parted(self) -> asyncio.Future[None]:
+        """Return what is done when the connection is no more; asked of those that still are."""
+        if self._lost is None:
+            self._lost = self._loop.create_future()
+        return self._lost
+
+    def abort(self) -> None:
+        """End the connection without another word."""
+        self._transport.abort()
 
     def _say_close(self, code: int, reason: str = "") -> None:
         # Not more than fits, and no half of a character.
@@ -292,8 +306,8 @@ class WebSocket(asyncio.Protocol):
             connection, self._connection = self._connection, None
             if connection is not None:
                 connection.connection_lost(exc)
-            if not self.lost.done():
-                self.lost.set_result(None)
+            if self._lost is not None and not self._lost.done():
+                self._lost.set_result(None)
 
 
 class Upgrade(web.WebSocketResponse):
@@ -311,16 +325,14 @@ class Upgrade(web.WebSocketResponse):
         super().__init__(protocols=subprotocols, compress=False)
         self._listen = listen
         self._max_message = max_message
-        self.socket: WebSocket | None = None
-        """What it has become, once it is prepared."""
 
     def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: Any) -> None:
         self._writer = writer  # by which the base class knows that the handshake is done
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the connection was lost")
-        self.socket = WebSocket(request.protocol, transport, protocol or "")
-        self.socket.start(self._listen(self.socket), self._max_message)
+        socket = WebSocket(request.protocol, transport, protocol or "")
+        socket.start(self._listen(socket), self._max_message)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Leave the end to the :class:`WebSocket`."""

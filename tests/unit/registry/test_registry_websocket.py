@@ -259,10 +259,12 @@ async def test_a_reason_is_cut_to_what_fits_between_characters(desk):
 
 
 async def test_a_connection_that_is_lost_is_told_once_to_everybody(desk):
+    parted = desk.socket.parted()
+    assert not parted.done()
     desk.socket.connection_lost(None)
     assert desk.listener.events == ["ended"]
     assert desk.connection.told == ["connection_lost"]
-    assert desk.socket.lost.done()
+    assert parted.done()
     desk.socket.send(b"late")
     desk.socket.close(1000)
     desk.socket.data_received(said(BINARY, b"late"))
@@ -274,10 +276,11 @@ async def test_a_listener_that_fails_at_the_end_does_not_keep_the_connection(des
         raise ValueError("a bug")
 
     desk.listener.ended = fail
+    parted = desk.socket.parted()
     with pytest.raises(ValueError, match="a bug"):
         desk.socket.connection_lost(None)
     assert desk.connection.told == ["connection_lost"]
-    assert desk.socket.lost.done()
+    assert parted.done()
 
 
 # --- too much -------------------------------------------------------------------------------------------
