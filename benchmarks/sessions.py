@@ -36,6 +36,9 @@ SLICES: Final = 500
 TIMES: Final = 2
 """Intervals in each round."""
 
+_SETTINGS: Final = {**fleet.LONG, "ROLLBOOK_MAX_SESSIONS": str(SESSIONS + 100)}
+"""The first does not beat before the last has come."""
+
 SETTLE: Final = 1.0
 PATIENCE: Final = 60.0
 
@@ -159,7 +162,7 @@ async def run(options: Options) -> Result:
     count = min(SESSIONS, make_room(SESSIONS))
     found = {}
     for bare in (False, True):
-        with Bare() if bare else Registry({"ROLLBOOK_MAX_SESSIONS": str(SESSIONS + 100)}) as process:
+        with Bare() if bare else Registry(_SETTINGS) as process:
             figures = found[bare] = _Found()
             await asyncio.sleep(SETTLE)
             figures.empty = machine.resident_mib(process.pid)
