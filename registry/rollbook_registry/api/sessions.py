@@ -48,7 +48,7 @@ MAX_ANSWERS: Final = 1000
 """Answers that may wait for a client that asks without reading; then its requests are read no more."""
 
 PER_TURN: Final = 256
-"""Subscribers that are told before whatever else came has its turn: one or two milliseconds."""
+"""Subscribers that are told before whatever else came has its turn, in a few milliseconds."""
 
 GOODBYE_PATIENCE: Final = 1.0
 """Seconds that clients have to answer when the registry stops."""

@@ -293,7 +293,7 @@ class WebSocket(asyncio.Protocol):
         if self._pong is not None:
             pong, self._pong = self._pong, None
             self.send(frame(_PONG, pong))
-        if self._listener is not None:
+        if self._listener is not None and not self.blocked:
             self._listener.unblock()
 
     def connection_lost(self, exc: Exception | None) -> None:

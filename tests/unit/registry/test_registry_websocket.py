@@ -367,6 +367,20 @@ async def test_frames_right_behind_the_handshake_are_answered_in_order(registry,
     assert len(registry.server.sessions) == 0
 
 
+async def test_a_session_has_no_task(registry, connect):
+    before = len(asyncio.all_tasks())
+    for _ in range(5):
+        raw = await connect(registry.server.session_port)
+        await raw.say(UPGRADE + ping(1))
+        await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 10)
+        await read_frame(raw)
+    await until(lambda: len(asyncio.all_tasks()) == before)
+    assert len(registry.server.sessions) == 5
+    # Nor does anything end it because aiohttp has no more to do with it.
+    await raw.say(ping(2))
+    assert frames.Codec(frames.JSON).answer((await read_frame(raw))[1]).n == 2
+
+
 async def test_thousands_of_frames_in_one_go_are_all_answered(registry, connect):
     raw = await connect(registry.server.session_port)
     await raw.say(UPGRADE)
