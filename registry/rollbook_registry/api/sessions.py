@@ -11,6 +11,7 @@ import asyncio
 import enum
 import math
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -30,7 +31,7 @@ from rollbook_registry.expiry import Wheel
 from rollbook_registry.push import Subscriber
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from aiohttp import web
 
@@ -199,16 +200,22 @@ class Sessions:
 
     def settled(self) -> None:
         """Tell everybody that the book is settled."""
-        for line in self._open:
-            line.answer(frames.Settled())
+        self._tell(frames.Settled(), iter(list(self._open)))
 
     def _heard(self, event: Event) -> None:
         """Tell everybody of pods that are gone while some may hold them that this book never knew."""
         if isinstance(event, PodsMarked) and not self._book.outlet.settled:
-            owners = [pod.uid for pod in event.pods]
-            for line in self._open:
-                if line.session.follows:
-                    line.answer(frames.Gone(owners=owners))
+            gone = frames.Gone(owners=[pod.uid for pod in event.pods])
+            self._tell(gone, iter([line for line in self._open if line.session.follows]))
+
+    def _tell(self, frame: frames.Answer, lines: Iterator[Line]) -> None:
+        """Send the same to many, so many a turn."""
+        part = list(islice(lines, PER_TURN))
+        for line in part:
+            if line in self._open:
+                line.answer(frame)
+        if len(part) == PER_TURN:
+            asyncio.get_running_loop().call_soon(self._tell, frame, lines)
 
     async def goodbye(self, reason: str) -> None:
         """Ask everybody to go elsewhere, and close."""

@@ -14,6 +14,7 @@ from registrykit import ORDERS, a_ref, an_entry
 from rollbook import frames
 from rollbook.digest import digest, spell
 from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_HELD_PER_FRAME
+from rollbook_registry.api import sessions
 from rollbook_registry.api.session import Session
 from rollbook_registry.api.sessions import Line
 from serverkit import until
@@ -81,6 +82,20 @@ async def test_everybody_is_told_when_the_book_settles(start):
     await speaker.ask(frames.Ping())
     await speaker.hear(frames.Settled)
     assert (await speaker.ask(SUBSCRIBE, frames.Snapshot)).settled
+
+
+async def test_what_all_are_told_is_told_to_so_many_a_turn(registry, monkeypatch):
+    monkeypatch.setattr(sessions, "PER_TURN", 2)
+    speakers = [await registry.speaker() for _ in range(5)]
+    for speaker in speakers:
+        await speaker.ask(frames.Ping(), frames.Pong)
+    said = []
+    monkeypatch.setattr(Line, "answer", lambda line, frame: said.append((line, frame)))
+    registry.server.sessions.settled()
+    assert len(said) == 2
+    await until(lambda: len(said) == 5)
+    assert len({line for line, _ in said}) == 5
+    assert {type(frame) for _, frame in said} == {frames.Settled}
 
 
 async def test_a_full_beat_registers_what_is_unknown_off_its_path(registry, speaker):
