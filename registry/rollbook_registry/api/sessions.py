@@ -309,9 +309,10 @@ class Line(Subscriber):
 
     # --- for the socket --------------------------------------------------------------------------------
 
-    def heard(self, message: bytes | str) -> None:
-        """Carry out a frame."""
-        self.session.take(message)
+    @property
+    def heard(self) -> Callable[[bytes | str], None]:
+        """What carries out a frame; the socket asks once, and spares itself a call for each."""
+        return self.session.take
 
     def block(self) -> None:
         """The client does not take what it is sent."""
