@@ -325,11 +325,9 @@ class Line(Subscriber):
             unsent, self._unsent = self._unsent, []
             self._socket.send(b"".join(unsent))
         self._socket.go_on()
-        if not self.blocked:
-            self._book.outlet.unblocked(self)
+        self._book.outlet.unblocked(self)
 
     def ended(self) -> None:
         """Nobody is there any more."""
-        self.blocked = True
         self._over(self)
         self.session.leave()

@@ -417,7 +417,6 @@ class Outlet:
         for subscription in list(subscriber.subscriptions.values()):
             self._leave(subscription)
         self._news.pop(subscriber, None)
-        self._ready.pop(subscriber, None)
 
     def _let_go(self, subscription: _Subscription) -> None:
         """Tell a session of a service that has vanished, if only a pattern had it followed.

@@ -474,6 +474,56 @@ def test_a_service_that_was_let_go_before_its_emptiness_was_told_is_told_as_empt
     assert desk.outlet.subscriptions == 0
 
 
+def test_a_service_that_was_let_go_while_its_emptiness_was_being_told_is_told_as_empty_to_all(desk):
+    desk.outlet.settle()
+    pattern = Pattern("public", "DEFAULT_GROUP", "orders*")
+    subscribers = [Live(desk) for _ in range(3)]
+    for subscriber in subscribers:
+        desk.outlet.follow(subscriber, pattern, {})
+    desk.outlet.flush(1000)
+    for subscriber in subscribers:
+        subscriber.ack()
+        subscriber.take()
+    desk.ledger.release("a")
+    desk.told()
+    desk.outlet.flush(1)
+    desk.ledger.wait(61.0)
+    desk.told()
+    desk.outlet.flush(1000)
+    kinds = [[type(f) for f in s.take()] for s in subscribers]
+    assert kinds == [[frames.Delta], [frames.Snapshot], [frames.Snapshot]]
+
+
+def test_who_finds_the_list_that_is_about_to_be_told_is_told_nothing(desk):
+    (other,) = live(desk, 1)
+    desk.enter(an_entry(81))
+    holder = Live(desk)
+    digest = spell(desk.ledger.catalog.service(ORDERS).digest)
+    desk.outlet.subscribe(holder, ORDERS, revision="elsewhere.1", digest=digest)
+    desk.outlet.flush(1000)
+    assert told([other, holder]) == [1, 0]
+
+
+def test_push_times_count_from_the_first_change_that_had_to_wait(desk):
+    (subscriber,) = live(desk, 1)
+    desk.now = 10.0
+    desk.enter(an_entry(81))
+    desk.now = 11.0
+    desk.enter(an_entry(82))
+    desk.now = 12.0
+    desk.outlet.flush(1000)
+    # Another is made, and not told yet, when this one is acknowledged.
+    (delta,) = subscriber.take()
+    desk.now = 12.5
+    desk.enter(an_entry(83))
+    desk.now = 13.0
+    desk.outlet.acknowledge(subscriber, ORDERS, delta.revision)
+    desk.outlet.flush(1000)
+    desk.now = 14.0
+    subscriber.ack()
+    assert desk.pushed == [3.0, 1.5]
+
+
 # --- barriers -------------------------------------------------------------------------------------------
 
 

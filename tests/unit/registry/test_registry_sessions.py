@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from registrykit import ORDERS, a_ref, an_entry
+from registrykit import ORDERS, a_ref, an_entry, key_of
 from rollbook import frames
 from rollbook.digest import digest, spell
 from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_HELD_PER_FRAME
@@ -443,6 +443,7 @@ async def test_a_session_that_has_ended_is_gone_without_the_collectors_help(regi
         await speaker.ask(SUBSCRIBE, frames.Snapshot)
         await speaker.say(frames.Barrier(id=6, services=[tuple(ORDERS)], timeout=10))
         await until(lambda: registry.book.outlet._barriers)
+        await speaker.ask(frames.Barrier(id=7, services=[tuple(key_of("none"))]), frames.Done)
         assert [type(o) for o in gc.get_objects() if isinstance(o, (Line, Session))] == [Line, Session]
         abort(registry)
         await until(lambda: not any(isinstance(o, (Line, Session)) for o in gc.get_objects()))

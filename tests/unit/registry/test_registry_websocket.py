@@ -277,6 +277,26 @@ async def test_of_pings_that_cannot_be_answered_the_last_is_when_it_can(desk):
     assert desk.connection.told == ["pause_writing", "resume_writing"]
 
 
+async def test_who_is_blocked_again_by_a_pong_is_not_unblocked(desk):
+    desk.socket.pause_writing()
+    desk.comes(said(PING, b"1"))
+    write = desk.transport.write
+
+    def full(data):
+        write(data)
+        desk.socket.pause_writing()
+
+    desk.transport.write = full
+    desk.socket.resume_writing()
+    assert desk.listener.events == ["block", "block"]
+
+
+async def test_to_a_connection_that_is_being_cut_nothing_is_written(desk):
+    desk.transport.close()
+    desk.socket.send(b"late")
+    assert desk.transport.written == b""
+
+
 # --- over a real connection -----------------------------------------------------------------------------
 
 
