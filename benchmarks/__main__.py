@@ -19,6 +19,7 @@ NAMES: Final = (
     "memory",
     "push_latency",
     "session_beats",
+    "sessions",
     "http_beats",
     "registry_lists",
     "registrations",

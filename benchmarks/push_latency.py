@@ -4,6 +4,8 @@ One change is under way at a time: the next is sent a moment after the last subs
 Publisher and subscribers are raw WebSockets in this process, so one clock measures both ends. Subscribers
 acknowledge each change, as the protocol wants it. The limit gets a frame of the same size from the publisher,
 sends as many bytes to as many WebSockets, and reads as many bytes of acknowledgement.
+
+Beside the time, the bytes: what a subscriber of a service is sent when one of its instances changes.
 """
 
 from __future__ import annotations
@@ -21,20 +23,35 @@ from benchmarks.report import Result, Row, Spread
 from benchmarks.web_socket import WebSocket, connect, masked
 from rollbook import Instance, frames
 from rollbook.names import instance_key
+from rollbook_registry.connections.sockets import make_room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.rounds import Options
+    from rollbook import Entry
 
 SERVICE: Final = "orders"
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 PAUSE: Final = 0.001
 """Seconds between a change's last arrival and the next change; acknowledgements are read meanwhile."""
 
 WARM_UP: Final = 20
 CHANGES_AT_100: Final = 1000
 CHANGES_AT_1000: Final = 100
+MANY: Final = 10_000
+CHANGES_AT_MANY: Final = 10
+ROUNDS_AT_MANY: Final = 2
+AT_ONCE: Final = 50
+"""Subscribers that connect at the same time."""
+
+CHANGED: Final = 5
+"""Which instance changes, so that it is the same one in services of any size."""
+
+SIZES: Final = (10, 1000)
+"""Instances of the services in which the bytes of a change are counted."""
+
+_ROOM: Final = {"ROLLBOOK_MAX_SESSIONS": str(MANY + 100)}
 
 _encode = msgspec.msgpack.Encoder().encode
 _answers = frames.Codec(frames.MSGPACK)
@@ -65,13 +82,14 @@ class Push:
         async with asyncio.timeout(PATIENCE):
             self._publisher = await connect(port, self.answered)
             await self.introduce()
-            for _ in range(subscribers):
+            for first in range(0, subscribers, AT_ONCE):
+                self._wanted = min(AT_ONCE, subscribers - first)
                 self._ready.clear()
-                socket = await connect(port, self._subscribed)
-                socket.write(self.subscription())
+                some = await asyncio.gather(*(connect(port, self._subscribed) for _ in range(self._wanted)))
+                for socket in some:
+                    socket.write(self.subscription())
                 await self._ready.wait()
-                socket.heard = self._heard
-                self._subscribers.append(socket)
+                self._subscribers += some
         self._wanted = subscribers
 
     async def change(self, number: int) -> list[float]:
@@ -101,7 +119,10 @@ class Push:
 
     def _subscribed(self, socket: WebSocket, payload: bytes) -> None:
         socket.write(self.first_ack(payload))
-        self._ready.set()
+        socket.heard = self._heard
+        self._wanted -= 1
+        if not self._wanted:
+            self._ready.set()
 
     def _heard(self, socket: WebSocket, payload: bytes) -> None:
         now = time.perf_counter()
@@ -189,23 +210,26 @@ class BarePush(Push):
         return b"D" + bytes(self._sizes[2] - 1)
 
 
-def _sizes() -> dict[str, int]:
-    """Return how many bytes the frames of one change have, roughly as the registry makes them."""
-    entry = fleet.entry(500, SERVICE)
-    instance = Instance(
+def _instance(entry: Entry) -> Instance:
+    return Instance(
         key=instance_key(ip=entry.ip, port=entry.port, cluster=entry.cluster),
         ip=entry.ip,
         port=entry.port,
         instance_id=entry.instance_id,
         metadata=entry.metadata,
     )
+
+
+def _sizes() -> dict[str, int]:
+    """Return how many bytes the frames of one change have, roughly as the registry makes them."""
+    entry = fleet.entry(500, SERVICE)
     revision = "01234567.500"
     delta = frames.Delta(
         service=SERVICE,
         base=revision,
         revision=revision,
         digest="0123456789abcdef",
-        put=[instance],
+        put=[_instance(entry)],
         at=time.time(),
     )
     return {
@@ -238,6 +262,60 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+class _Reader:
+    """A publisher and a subscriber in one session, who counts the bytes that it is pushed.
+
+    Args:
+        service: which it follows.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._pushed: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def change(self, port: int, size: int) -> int:
+        """Fill the service, change one instance of it, and return the bytes of the frame that tells so.
+
+        Raises:
+            TypeError: it is not a delta.
+        """
+        entries = [fleet.entry(n, self._service) for n in range(size)]
+        async with asyncio.timeout(PATIENCE):
+            socket = await connect(port, lambda _, payload: self._pushed.put_nowait(payload))
+            socket.write(masked(_encode(frames.Attach(lease=self._service))))
+            await self._pushed.get()
+            socket.write(masked(_encode(frames.Register(id=1, entries=entries))))
+            await self._pushed.get()
+            socket.write(masked(_encode(frames.Subscribe(id=2, service=self._service))))
+            snapshot = _answers.answer(await self._pushed.get())
+            if not isinstance(snapshot, frames.Snapshot) or len(snapshot.instances) != size:
+                raise TypeError(f"expected a snapshot of {size}, got {snapshot}")
+            socket.write(masked(_encode(frames.Ack(service=self._service, revision=snapshot.revision))))
+            changed = msgspec.structs.replace(entries[CHANGED], weight=2.0)
+            socket.write(masked(_encode(frames.Register(id=3, entries=[changed]))))
+            await self._pushed.get()
+            delta = await self._pushed.get()
+            if not isinstance(_answers.answer(delta), frames.Delta):
+                raise TypeError(f"expected a delta, got {delta!r}")
+            socket.close()
+        return len(delta)
+
+
+async def _bytes_of_a_change() -> list[Row]:
+    entry = fleet.entry(CHANGED, SERVICE)
+    least = len(_encode(_instance(entry)))
+    with Registry(fleet.LONG) as registry:
+        return [
+            Row(
+                name=f"a change in a service of {size:,}: bytes to each subscriber",
+                unit="bytes",
+                ours=Spread((await _Reader(f"size-{size}").change(registry.session_port, size),)),
+                limit=Spread((least,)),
+            )
+            for size in SIZES
+        ]
+
+
 async def run(options: Options) -> Result:
     """Measure."""
     rows: list[Row] = []
@@ -252,15 +330,36 @@ async def run(options: Options) -> Result:
             rows += await _measure(ours, limit, subscribers, changes, options)
             ours.close()
             limit.close()
+    rows += await _measure_many(min(MANY, make_room(MANY)), sizes)
+    rows += await _bytes_of_a_change()
     return Result(
         rows=rows,
-        limit="a bare aiohttp WebSocket server: as many bytes to as many connections, and as many bytes back",
+        limit="bare aiohttp WebSockets that are sent and send as much; of bytes: the changed instance",
         notes=[
             f"{CHANGES_AT_100} changes with 100 subscribers, {CHANGES_AT_1000} with 1,000, one at a time",
+            f"{CHANGES_AT_MANY} with {MANY:,} in each of {ROUNDS_AT_MANY} rounds, the limit in turns",
             f"a delta has {sizes['delta']} bytes",
             "the process that measures reads all sockets one after the other: part of each figure is its own",
         ],
     )
+
+
+async def _measure_many(subscribers: int, sizes: dict[str, int]) -> list[Row]:
+    """Measure with so many that only one side's connections fit into a process at a time."""
+    ours, limit = _Found(), _Found()
+    for _ in range(ROUNDS_AT_MANY):
+        for found, process in ((ours, Registry({**fleet.LONG, **_ROOM})), (limit, Bare())):
+            with process:
+                push = Push() if isinstance(process, Registry) else BarePush(**sizes)
+                port = process.session_port if isinstance(process, Registry) else process.port
+                await push.connect(port, subscribers)
+                await push.change(1)
+                process.profile_from_here()
+                found.begin()
+                for n in range(CHANGES_AT_MANY):
+                    found.add(await push.change(n + 2))
+                push.close()
+    return _rows(subscribers, ours, limit)
 
 
 async def _measure(ours: Push, limit: Push, subscribers: int, changes: int, options: Options) -> list[Row]:
@@ -276,7 +375,10 @@ async def _measure(ours: Push, limit: Push, subscribers: int, changes: int, opti
             for n in range(changes // options.rounds):
                 latencies.add(await side.change(number + n + 1))
         number += changes // options.rounds
-    a, b = found[ours], found[limit]
+    return _rows(subscribers, found[ours], found[limit])
+
+
+def _rows(subscribers: int, a: _Found, b: _Found) -> list[Row]:
     rows = []
     for what, x, y in (("any of them", a.each, b.each), ("the last", a.last, b.last)):
         for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):

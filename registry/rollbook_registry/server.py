@@ -22,7 +22,7 @@ from rollbook_registry.api.openapi import described
 from rollbook_registry.api.prometheus import Prometheus
 from rollbook_registry.api.routes import TEXT, Answer, Route
 from rollbook_registry.api.rulings import Rulings
-from rollbook_registry.api.session import Sessions
+from rollbook_registry.api.sessions import Sessions
 from rollbook_registry.book import Book
 from rollbook_registry.checks import Checker, Probes
 from rollbook_registry.connections import Door, Guard

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from registrykit import a_ref, an_entry
 from rollbook import frames
 from rollbook.digest import digest
+from rollbook_registry.push.outlet import _Topic
 from serverkit import until
 
 pytestmark = pytest.mark.timeout(300)
@@ -146,7 +147,8 @@ def check_book(registry):
         assert all(1 <= i.port <= 65535 for i in listed.values())
     # Whatever is in the book can be told.
     for service in list(catalog.services):
-        registry.server.book.outlet._encoded(service.key, service, -1, frames.Codec(frames.JSON))
+        whole = registry.server.book.outlet._frame(_Topic(service.key), service, -1, None)
+        assert frames.Codec(frames.JSON).encode(whole)
     return counted
 
 

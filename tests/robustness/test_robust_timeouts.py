@@ -11,6 +11,8 @@ import pytest
 from rawkit import GET, counted, fill
 from registrykit import ORDERS, an_entry
 from rollbook import frames
+from rollbook_registry.api.sessions import DIALECTS
+from rollbook_registry.push.outlet import _Topic
 from serverkit import until
 
 pytestmark = pytest.mark.timeout(60)
@@ -207,8 +209,8 @@ async def test_a_session_that_does_not_read_is_cut_off_and_its_memory_is_bounded
                 await asyncio.sleep(0.005)
 
     flooding = asyncio.create_task(flood())
-    (session,) = registry.server.sessions._open.values()
-    transport = session._socket._req.transport
+    (line,) = registry.server.sessions._open
+    transport = line._socket._transport
     most = 0
     while not counted(registry, "rollbook_connections_closed_total", reason="not_reading"):
         most = max(most, transport.get_write_buffer_size())
@@ -217,7 +219,9 @@ async def test_a_session_that_does_not_read_is_cut_off_and_its_memory_is_bounded
     await asyncio.gather(flooding, return_exceptions=True)
     # One list and what the buffer holds besides, however often it was asked for.
     assert most < 2 * len(
-        registry.book.outlet._encoded(ORDERS, registry.catalog.service(ORDERS), -1, session._codec)
+        registry.book.outlet._encoded(
+            _Topic(ORDERS), registry.catalog.service(ORDERS), -1, DIALECTS[frames.MSGPACK]
+        )
     )
     await until(lambda: len(registry.server.sessions) == 0)
     assert registry.catalog.lease("a") is None

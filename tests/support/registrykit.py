@@ -24,6 +24,7 @@ from rollbook_registry.catalog import (
 from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.catalog.records import EntryRecord, LeaseWrite, PodRecord
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
+from rollbook_registry.push import Subscriber
 
 ORDERS = ServiceKey("public", "DEFAULT_GROUP", "orders")
 TICK = 0.25
@@ -64,6 +65,20 @@ def a_write(*entries, lease="a", term=1, n=1, order=1, **fields):
         }
         | fields
     )
+
+
+class Patient(Subscriber):
+    """A subscriber that is sent nothing, so that a test takes what there is for it when it likes."""
+
+    def __init__(self, outlet, codec, **limits):
+        super().__init__(codec, **limits)
+        self.blocked = True
+        self._outlet = outlet
+
+    def take(self):
+        """Yield the frames that it would be sent now, each made when it is asked for."""
+        self._outlet.flush(1000)
+        return self._outlet.take(self)
 
 
 class Disk:

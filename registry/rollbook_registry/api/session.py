@@ -1,321 +1,154 @@
-"""Sessions: one WebSocket for attach, register, beat, subscribe and push.
+"""A session's side of the conversation: frames in, answers out.
 
-A reader takes the client's frames one by one into the book; a writer sends answers and pushes when the
-socket takes them. Neither ever waits for the other's client.
+No I/O and no clock: it is handed what came, and has answers and timers carried out by others
+(:class:`Outward`). What is pushed goes its own way, from the outlet to the subscriber.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import enum
-import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
-from aiohttp import WSCloseCode, WSMsgType, web
 
 from rollbook import frames, patterns
 from rollbook.limits import (
     MAX_ENTRIES_PER_FRAME,
-    MAX_FRAME_BYTES,
     MAX_HELD_PER_FRAME,
     MAX_SERVICES_PER_BARRIER,
 )
 from rollbook.model import check_entry, check_ref
 from rollbook.names import LeaseId, ServiceKey, check_group, check_id, check_ip, check_service, service_key
 from rollbook.problems import Problem, bad_value
-from rollbook_registry.api.doors import identity
-from rollbook_registry.api.routes import Answer, Route
 from rollbook_registry.auth import Role, policy
-from rollbook_registry.catalog import PodsMarked
 from rollbook_registry.catalog.leases import Kind, check_unreserved
-from rollbook_registry.connections import Connection
-from rollbook_registry.push import Offer, Subscriber
+from rollbook_registry.push import Offer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from rollbook.model import Entry, EntryRef
     from rollbook.patterns import Pattern
-    from rollbook_registry.api.routes import Values
     from rollbook_registry.auth import Identity
     from rollbook_registry.book import Book
-    from rollbook_registry.catalog import Event
     from rollbook_registry.catalog.leases import Lease
+    from rollbook_registry.push import Subscriber
 
 log = structlog.get_logger("rollbook.session")
-
-MAX_ANSWERS: Final = 1000
-"""Answers that may wait for a client that asks without reading; then its requests are read no more."""
 
 MAX_BARRIER: Final = 60.0
 """Seconds that a barrier may be asked to wait."""
 
-SECOND_LOOK: Final = 0.5
-"""Seconds after which a session that seems to be idle is looked at again, and closed if it is."""
-
 MAX_TERM: Final = 2**53
 """Terms are whole numbers that every language's JSON can carry."""
 
-MAX_REASON_BYTES: Final = 123
-"""Bytes of a reason that a WebSocket close frame can carry (RFC 6455, 5.5)."""
-
-CLOSE_PATIENCE: Final = 2.0
-"""Seconds that a client has to answer a close frame."""
+_NONE: Final[frozenset[EntryRef]] = frozenset()
 
 
-class Closing(enum.IntEnum):
-    """Why the registry ends a session: the close frame's code, and the metric's reason."""
+class Timer(Protocol):
+    """Something that was asked for later."""
 
-    TOKEN_EXPIRED = 4001
-    IDLE = 4002
-    NOT_ACKNOWLEDGING = 4003
+    def cancel(self) -> None:
+        """Call it off."""
 
 
-class Sessions:
-    """All sessions of this registry.
+class Outward(Protocol):
+    """What a session cannot do itself."""
 
-    Args:
-        book: the book.
-    """
+    def answer(self, frame: frames.Answer) -> None:
+        """Have a frame sent, before whatever is pushed because of what it answers."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
-        self._open: dict[Subscriber, Session] = {}
-        self._late: dict[tuple[Subscriber, ServiceKey], float] = {}
-        book.listeners.append(self._heard)
+    def later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        """Have a function called."""
 
-    def routes(self) -> list[Route]:
-        """Return what is served here."""
-        return [
-            Route(
-                method="GET",
-                path="/session",
-                handler=self.session,
-                answers=(Answer(status=101, about="The WebSocket stands; docs/api.md has its frames."),),
-                writes=True,
-                open_query=True,
-                problems=("bad_value",),
-            )
-        ]
 
-    async def session(self, request: web.Request, _: Values) -> web.StreamResponse:
-        """Take up a session: a WebSocket of the subprotocol `rollbook.v1.msgpack` or `rollbook.v1.json`."""
-        who = await identity(request)
-        policy.may_open_session(who)
-        limit = self._book.settings.max_sessions
-        if len(self._open) >= limit:
-            raise Problem(
-                "registry_full", f"this registry has {limit} sessions and may have no more (--max-sessions)"
-            )
-        offered = [
-            p.strip() for p in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if p.strip()
-        ]
-        if request.headers.get("Upgrade", "").lower() != "websocket":
-            raise bad_value("Upgrade", request.headers.get("Upgrade", ""), "websocket")
-        if not set(offered) & set(frames.SUBPROTOCOLS):
-            raise bad_value("Sec-WebSocket-Protocol", offered, " or ".join(frames.SUBPROTOCOLS))
-        socket = web.WebSocketResponse(
-            protocols=frames.SUBPROTOCOLS,
-            compress=False,
-            max_msg_size=MAX_FRAME_BYTES,
-            autoping=True,
-            timeout=CLOSE_PATIENCE,
-        )
-        await socket.prepare(request)
-        if isinstance(request.protocol, Connection):
-            request.protocol.is_session()
-        session = Session(self._book, socket, who)
-        self._open[session.subscriber] = session
-        try:
-            await session.run()
-        finally:
-            del self._open[session.subscriber]
-        return socket
+class _Wait:
+    """A barrier that the client waits for."""
 
-    async def run(self) -> None:
-        """Look after those who do not acknowledge, until cancelled."""
-        interval = min(1.0, self._book.settings.ack_timeout / 4)
-        while True:
-            await asyncio.sleep(interval)
-            self.look()
+    __slots__ = ("remove", "timer")
 
-    def look(self) -> None:
-        """Close the sessions that do not acknowledge what they were sent.
+    def __init__(self) -> None:
+        self.timer: Timer | None = None
+        self.remove: Callable[[], int] | None = None
+        """Takes the barrier away, and says how many were behind; nobody is if it was lifted at once."""
 
-        They get nothing more, and hold barriers up. Who is late is closed at the second look only: if it was
-        this process that did not read, it has done so by then.
-        """
-        patience = self._book.settings.ack_timeout
-        late = {(who, key): since for who, key, since in self._book.outlet.unacknowledged(patience)}
-        for (who, key), since in late.items():
-            session = self._open.get(who)
-            if session is not None and self._late.get((who, key)) == since:
-                session.end(
-                    Closing.NOT_ACKNOWLEDGING,
-                    f"{key.name} not acknowledged for {patience:g} s (--ack-timeout)",
-                )
-        self._late = late
-
-    def settled(self) -> None:
-        """Tell everybody that the book is settled."""
-        for session in self._open.values():
-            session.answer(frames.Settled())
-
-    def _heard(self, event: Event) -> None:
-        """Tell everybody of pods that are gone while some may hold them that this book never knew."""
-        if isinstance(event, PodsMarked) and not self._book.outlet.settled:
-            owners = [pod.uid for pod in event.pods]
-            for session in self._open.values():
-                if session.follows:
-                    session.answer(frames.Gone(owners=owners))
-
-    async def goodbye(self, reason: str) -> None:
-        """Ask everybody to go elsewhere, and close."""
-        await asyncio.gather(*(s.goodbye(reason) for s in list(self._open.values())), return_exceptions=True)
-
-    def __len__(self) -> int:
-        return len(self._open)
+    def end(self) -> int:
+        """Wait no more; return how many were behind."""
+        # They hold each other, and should go without the collector's help.
+        timer, self.timer = self.timer, None
+        remove, self.remove = self.remove, None
+        if timer is not None:
+            timer.cancel()
+        return remove() if remove is not None else 0
 
 
 class Session:
-    """One client's session."""
+    """One client's session.
 
-    def __init__(self, book: Book, socket: web.WebSocketResponse, who: Identity) -> None:
+    Args:
+        book: the book.
+        who: the client.
+        codec: how its frames are spelled.
+        subscriber: who gets what is pushed to it.
+        outward: carries out what it cannot do itself.
+
+    Attributes:
+        lease: whose session it is, once it has attached.
+    """
+
+    __slots__ = (
+        "_book",
+        "_codec",
+        "_epoch",
+        "_heard",
+        "_operator",
+        "_out",
+        "_subscriber",
+        "_told_gone",
+        "_waits",
+        "_who",
+        "lease",
+    )
+
+    def __init__(
+        self, book: Book, who: Identity, *, codec: frames.Codec, subscriber: Subscriber, outward: Outward
+    ) -> None:
         self._book = book
-        self._socket = socket
         self._who = who
-        self._codec = frames.Codec(socket.ws_protocol or frames.MSGPACK)
-        self._awake = asyncio.Event()
-        self._written = asyncio.Event()
-        self.subscriber = Subscriber(
-            self._codec,
-            self._awake.set,
-            most=book.settings.max_subscriptions,
-            most_patterns=book.settings.max_patterns,
-        )
-        self._answers: list[frames.Answer] = []
-        self._lease: LeaseId | None = None
+        self._codec = codec
+        self._subscriber = subscriber
+        self._out = outward
         self._operator = False
         self._epoch = 0
         self._told_gone = False
-        self._barriers: set[asyncio.Task[None]] = set()
-        self._ending: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
-        self._heard_at = asyncio.get_running_loop().time()
+        self._waits: set[_Wait] | None = None  # most sessions never wait, and an empty set is large
+        self.lease: LeaseId | None = None
         # Looking a labelled child up costs as much as the beat that it counts.
         self._heard = book.metrics.beats.labels("session", "heard")
 
-    async def run(self) -> None:
-        """Carry frames until the connection ends."""
-        reader = asyncio.create_task(self._read(), name="session-read")
-        writer = asyncio.create_task(self._write(), name="session-write")
-        minder = asyncio.create_task(self._mind(), name="session-mind")
-        try:
-            # Whichever ends first ends the session: none is of use without the others.
-            await asyncio.wait((reader, writer, minder, self._ending), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            tasks = [reader, writer, minder, *self._barriers]
-            for task in tasks:
-                task.cancel()
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            for outcome in outcomes:
-                if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
-                    log.error("session_failed", who=self._who.name, exc_info=outcome)
-            self._book.outlet.leave(self.subscriber)
-            lease = self._lease
-            if lease is not None:
-                self._book.apply(lambda c, now: c.detach(lease, self, now))
-            code, reason = self._ending.result() if self._ending.done() else (int(WSCloseCode.OK), "")
-            with contextlib.suppress(ConnectionError, RuntimeError):
-                await self._socket.close(code=code, message=reason.encode()[:MAX_REASON_BYTES])
-
-    def end(self, why: Closing, reason: str) -> None:
-        """End it, and say so; its client may come back at once."""
-        if not self._ending.done():
-            self._book.metrics.sessions_closed.labels(why.name.lower()).inc()
-            log.info(
-                "session_ended", why=why.name.lower(), who=self._who.name, lease=self._lease, reason=reason
-            )
-            self._ending.set_result((int(why), reason))
+    @property
+    def who(self) -> Identity:
+        """The client."""
+        return self._who
 
     @property
     def follows(self) -> bool:
         """Whether it subscribes to anything."""
-        return bool(self.subscriber.positions or self.subscriber.patterns)
+        return bool(self._subscriber.subscriptions or self._subscriber.patterns)
 
-    async def goodbye(self, reason: str) -> None:
-        """Tell the client to go elsewhere, and close."""
-        with contextlib.suppress(ConnectionError, RuntimeError, TimeoutError):
-            async with asyncio.timeout(1.0):
-                await self._send(self._codec.encode(frames.Goodbye(reason=reason)))
-                await self._socket.close(code=WSCloseCode.GOING_AWAY, message=reason.encode())
+    def leave(self) -> None:
+        """Be over, and not to be used any more: its lease goes on, attached to nobody."""
+        for wait in self._waits or ():
+            wait.end()
+        self._waits = None
+        self._book.outlet.leave(self._subscriber)
+        lease = self.lease
+        if lease is not None:
+            self._book.apply(lambda c, now: c.detach(lease, self, now))
+        # They hold it, too.
+        del self._out, self._subscriber
 
-    def answer(self, frame: frames.Answer) -> None:
-        """Have a frame sent."""
-        self._answers.append(frame)
-        self._awake.set()
-
-    # --- the socket ------------------------------------------------------------------------------------
-
-    async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            message = await self._socket.receive()
-            if message.type not in {WSMsgType.BINARY, WSMsgType.TEXT}:
-                return
-            self._heard_at = loop.time()
-            self._take(message.data)
-            if len(self._answers) > MAX_ANSWERS:
-                self._written.clear()
-                await self._written.wait()
-
-    async def _mind(self) -> None:
-        """End the session with its token, or when its client has been silent for too long.
-
-        One sleeper a session, which looks again when it wakes, costs nothing a frame; a timeout around each
-        read was a quarter of what a beat costs.
-        """
-        loop = asyncio.get_running_loop()
-        idle = self._book.settings.idle_timeout
-        suspect = -1.0
-        while True:
-            left = self._heard_at + idle - loop.time()
-            if left <= 0:
-                # What it said may have come while this process did not read: then the second look shows it.
-                if self._heard_at == suspect:
-                    self.end(Closing.IDLE, "idle")
-                    return
-                suspect = self._heard_at
-                left = SECOND_LOOK
-            if self._who.expires:
-                valid = self._who.expires - time.time()
-                if valid <= 0:
-                    self.end(Closing.TOKEN_EXPIRED, "token expired")
-                    return
-                left = min(left, valid)
-            await asyncio.sleep(left)
-
-    async def _write(self) -> None:
-        while True:
-            await self._awake.wait()
-            self._awake.clear()
-            answers, self._answers = self._answers, []
-            for answer in answers:
-                await self._send(self._codec.encode(answer))
-            self._written.set()
-            for data in self._book.outlet.take(self.subscriber):
-                await self._send(data)
-
-    async def _send(self, data: bytes) -> None:
-        if self._codec.binary:
-            await self._socket.send_bytes(data)
-        else:
-            await self._socket.send_str(data.decode())
-
-    # --- the frames ------------------------------------------------------------------------------------
-
-    def _take(self, data: bytes | str) -> None:
+    def take(self, data: bytes | str) -> None:
+        """Carry out a frame; whatever is wrong with it is answered, and nothing was changed then."""
         id_ = 0
         try:
             frame = self._codec.request(data)
@@ -323,24 +156,24 @@ class Session:
             self._handle(frame)
         except Problem as problem:
             self._book.metrics.refusals.labels(problem.code).inc()
-            self.answer(frames.Refused(id=id_, problem=problem.details()))
+            self._out.answer(frames.Refused(id=id_, problem=problem.details()))
 
     def _handle(self, frame: frames.Request) -> None:  # noqa: C901, PLR0912  # one arm a frame
         match frame:
             case frames.Beat():
                 self._beat(frame)
             case frames.Ack():
-                self._book.outlet.acknowledge(self.subscriber, _key(frame), frame.revision)
+                self._acknowledge(frame)
             case frames.Ping():
-                self.answer(frames.Pong(n=frame.n))
+                self._out.answer(frames.Pong(n=frame.n))
             case frames.Subscribe():
                 self._subscribe(frame)
             case frames.Follow():
                 self._follow(frame)
             case frames.Unfollow():
-                self._book.outlet.unfollow(self.subscriber, _pattern(frame))
+                self._book.outlet.unfollow(self._subscriber, _pattern(frame))
             case frames.Unsubscribe():
-                self._book.outlet.unsubscribe(self.subscriber, _key(frame))
+                self._book.outlet.unsubscribe(self._subscriber, _key(frame))
             case frames.Attach():
                 self._attach(frame)
             case frames.Register():
@@ -350,29 +183,34 @@ class Session:
             case frames.Release():
                 lease = self._held()
                 self._book.apply(lambda c, now: c.release(lease, now))
-                self.answer(frames.Done(id=frame.id))
+                self._out.answer(frames.Done(id=frame.id))
             case frames.Barrier():
                 self._put_up(frame)
             case frames.Close():
                 self._operate("close pods")
                 uids = [check_id(uid, f"uids[{n}]") for n, uid in enumerate(frame.uids)]
                 self._book.apply(lambda c, now: c.close_pods(uids, now))
-                self.answer(frames.Done(id=frame.id))
+                self._out.answer(frames.Done(id=frame.id))
             case frames.Fence():
                 self._operate("fence pods")
                 pods = [_gone(pod, f"pods[{n}].") for n, pod in enumerate(frame.pods)]
                 self._book.apply(lambda c, now: c.fence_pods(pods, now))
                 self._book.metrics.fenced.inc(len(pods))
-                self.answer(frames.Done(id=frame.id))
+                self._out.answer(frames.Done(id=frame.id))
             case frames.Synced():
                 lease = self._operate("say that the list is complete")
                 self._book.apply(lambda c, now: c.synced(lease, now))
-                self.answer(frames.Done(id=frame.id))
+                self._out.answer(frames.Done(id=frame.id))
+
+    def _acknowledge(self, frame: frames.Ack) -> None:
+        key = ServiceKey(frame.namespace, frame.group, frame.service)
+        if not self._book.outlet.acknowledge(self._subscriber, key, frame.revision):
+            _key(frame)  # says what is wrong with the name, if it is that; what is followed has a good one
 
     def _attached(self) -> LeaseId:
-        if self._lease is None:
+        if self.lease is None:
             raise Problem("bad_frame", "the session has no lease", field="type", accepted="attach first")
-        return self._lease
+        return self.lease
 
     def _held(self) -> LeaseId:
         """Return the lease that this session may write to.
@@ -404,8 +242,8 @@ class Session:
         for field, number in (("term", frame.term), ("epoch", frame.epoch)):
             if not 0 <= number <= MAX_TERM:
                 raise bad_value(field, number, f"a whole number from 0 to {MAX_TERM}")
-        if self._lease not in {None, lease}:
-            raise bad_value("lease", lease, f"{self._lease}: a session has one lease")
+        if self.lease not in {None, lease}:
+            raise bad_value("lease", lease, f"{self.lease}: a session has one lease")
         known = self._book.catalog.lease(lease)
         if not check_unreserved(lease):
             raise bad_value("lease", lease, "an id made at random; this one is the registry's own")
@@ -424,11 +262,11 @@ class Session:
                 epoch=frame.epoch,
             )
         )
-        self._lease = lease
+        self.lease = lease
         self._operator = operator
         self._epoch = frame.epoch
         settings = self._book.settings
-        self.answer(
+        self._out.answer(
             frames.Attached(
                 boot=self._book.boot,
                 term=attachment.term,
@@ -447,7 +285,7 @@ class Session:
         if held is not None:
             self._check_room(held, entries)
         term = self._book.apply(lambda c, now: c.register(lease, entries, now))
-        self.answer(frames.Done(id=frame.id, term=term))
+        self._out.answer(frames.Done(id=frame.id, term=term))
 
     def _check_room(self, held: Lease, entries: list[Entry]) -> None:
         limit = self._book.settings.max_entries
@@ -463,12 +301,14 @@ class Session:
         _count(frame.entries)
         refs = [check_ref(ref, f"entries[{n}].") for n, ref in enumerate(frame.entries)]
         self._book.apply(lambda c, now: c.deregister(lease, refs, now))
-        self.answer(frames.Done(id=frame.id))
+        self._out.answer(frames.Done(id=frame.id))
 
     def _beat(self, frame: frames.Beat) -> None:
         lease = self._attached()
-        _count(frame.down)
-        down = frozenset(check_ref(ref, f"down[{n}].") for n, ref in enumerate(frame.down))
+        down = _NONE
+        if frame.down:
+            _count(frame.down)
+            down = frozenset(check_ref(ref, f"down[{n}].") for n, ref in enumerate(frame.down))
         carried = self._check(frame.entries) if frame.entries else []
         try:
             self._book.apply(lambda c, now: c.beat(lease, term=frame.term, down=down, now=now))
@@ -477,11 +317,16 @@ class Session:
                 self._book.metrics.beats.labels("session", "ended").inc()
                 known = self._book.catalog.lease(lease)
                 term = known.term if known else self._book.catalog.ended(lease) or 0
-                self.answer(frames.LeaseEnded(lease=lease, term=term))
+                self._out.answer(frames.LeaseEnded(lease=lease, term=term))
                 return
             self._book.metrics.beats.labels("session", "refused").inc()
             raise
         self._heard.inc()
+        if carried:
+            self._enter_unknown(lease, carried)
+
+    def _enter_unknown(self, lease: LeaseId, carried: list[Entry]) -> None:
+        """Have what a full beat carries, and the book does not have, entered off its path."""
         held = self._book.catalog.lease(lease)
         unknown = [e for e in carried if held is not None and e.ref not in held.entries]
         if held is not None and unknown:
@@ -505,7 +350,7 @@ class Session:
         key = _key(frame)
         outlet = self._book.outlet
         take_up = outlet.subscribe if frame.named else outlet.compare
-        take_up(self.subscriber, key, revision=frame.revision, digest=frame.digest)
+        take_up(self._subscriber, key, revision=frame.revision, digest=frame.digest)
         self._tell_gone()
         self._tell_current([key])
 
@@ -522,9 +367,9 @@ class Session:
             if not pattern.matches(key):
                 raise bad_value(f"held[{n}]", str(key), f"a service that matches {pattern}")
             held[key] = Offer(offer.revision, offer.digest)
-        found, problem = self._book.outlet.follow(self.subscriber, pattern, held)
+        found, problem = self._book.outlet.follow(self._subscriber, pattern, held)
         self._tell_gone()
-        self.answer(
+        self._out.answer(
             frames.Followed(
                 id=frame.id,
                 services=[(key.group, key.name) for key in found],
@@ -537,14 +382,14 @@ class Session:
         """Tell of pods that the book may never have shown, once, to who may hold them."""
         if not self._told_gone and self._book.gone:
             self._told_gone = True
-            self.answer(frames.Gone(owners=list(self._book.gone)))
+            self._out.answer(frames.Gone(owners=list(self._book.gone)))
 
     def _tell_current(self, keys: Iterable[ServiceKey]) -> None:
         """Answer for those lists that the client holds as they are; the others are on their way."""
         for key in keys:
-            current = self._book.outlet.current(key, self.subscriber)
+            current = self._book.outlet.current(key, self._subscriber)
             if current is not None:
-                self.answer(current)
+                self._out.answer(current)
 
     def _put_up(self, frame: frames.Barrier) -> None:
         policy.may_write(self._who)
@@ -558,30 +403,30 @@ class Session:
                 accepted=f"at most {MAX_SERVICES_PER_BARRIER}",
             )
         limit = self._book.settings.max_barriers
-        if len(self._barriers) >= limit:
+        waits = self._waits = self._waits or set()
+        if len(waits) >= limit:
             raise Problem(
                 "limit_reached", f"a session may wait for at most {limit} barriers at once (--max-barriers)"
             )
         keys = {
             service_key(name, namespace=namespace, group=group) for namespace, group, name in frame.services
         }
-        task = asyncio.create_task(self._barrier(frame, keys), name="barrier")
-        self._barriers.add(task)
-        task.add_done_callback(self._barriers.discard)
+        wait = _Wait()
+        waits.add(wait)
+        wait.timer = self._out.later(frame.timeout, lambda: self._end_wait(wait, frame.id, keys))
+        remove = self._book.outlet.barrier(keys, lambda: self._end_wait(wait, frame.id, keys))
+        if wait in waits:
+            wait.remove = remove
 
-    async def _barrier(self, frame: frames.Barrier, keys: set[ServiceKey]) -> None:
-        lifted = asyncio.Event()
-        remove = self._book.outlet.barrier(keys, lifted.set)
-        try:
-            async with asyncio.timeout(frame.timeout):
-                await lifted.wait()
-        except TimeoutError:
-            pass
-        finally:
-            behind = remove()
+    def _end_wait(self, wait: _Wait, id_: int, keys: set[ServiceKey]) -> None:
+        """A barrier has been lifted, or its time is up."""
+        if not self._waits or wait not in self._waits:
+            return
+        self._waits.discard(wait)
+        behind = wait.end()
         if behind:
             log.info("barrier_incomplete", behind=behind, services=[str(k) for k in sorted(keys)][:10])
-        self.answer(frames.Done(id=frame.id, complete=not behind))
+        self._out.answer(frames.Done(id=id_, complete=not behind))
 
 
 def _key(frame: frames.ServiceFrame) -> ServiceKey:

@@ -61,3 +61,12 @@ class Wheel(Generic[K]):
                 due.append(key)
         self._next = max(self._next, last + 1)
         return due
+
+    def discard(self, key: K) -> None:
+        """Forget a key's deadline, if it has one."""
+        slot = self._slot_of.pop(key, None)
+        if slot is not None:
+            keys = self._slots[slot]
+            del keys[key]
+            if not keys:
+                del self._slots[slot]

@@ -1,8 +1,13 @@
 """The outlet: who subscribed to what, how far each has got, and the bytes that bring it further.
 
-No I/O: a session asks for its next frames when it can write, and reports acknowledgements. What a subscriber
-costs is bounded: two numbers a service. While a change is on its way to it, later ones are not queued; once
-it has acknowledged, it gets all that has changed since in one delta (or, too far behind, the list).
+No I/O: what is due is handed to the subscribers in slices (:meth:`Outlet.flush`), as whoever runs it has time
+for. What a subscriber costs is bounded: two numbers a service. While a change is on its way to it, later ones
+are not queued; once it has acknowledged, it gets all that has changed since in one delta (or, too far behind,
+the list). One that takes no more for now is left alone until it does.
+
+A change costs nothing when it is made but to note which service it was, so a publisher never waits for those
+who follow; they are told afterwards, and of all that has changed by then. What has to be told to one
+subscriber alone, as the first list, is noted by subscriber.
 
 A subscriber may also follow a **pattern**: then every matching service is subscribed, when the pattern comes
 or when the service does. That costs nothing where a service that is known changes, and where a new one comes,
@@ -11,8 +16,10 @@ a look at each pattern of its namespace.
 
 from __future__ import annotations
 
+import enum
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rollbook import frames
 from rollbook.digest import spell
@@ -31,18 +38,16 @@ _NEVER = -1
 _MAX_DIGITS = 18
 
 
-class _Position:
-    """How far a subscriber has got with one service."""
+class Spelling(Protocol):
+    """How frames become bytes. Subscribers with the same spelling share them."""
 
-    __slots__ = ("acked", "changed_at", "pending_at", "sent")
+    @property
+    def encode(self) -> Callable[[frames.Answer], bytes]:
+        """Spell a frame."""
 
-    def __init__(self) -> None:
-        self.sent = _NEVER
-        self.acked = _NEVER
-        self.changed_at: float | None = None
-        """When the change that is on its way was made."""
-        self.pending_at: float | None = None
-        """When the first of those that wait behind it was made."""
+    @property
+    def subprotocol(self) -> str:
+        """Tell spellings apart."""
 
 
 class Offer(NamedTuple):
@@ -55,58 +60,112 @@ class Offer(NamedTuple):
 _NOTHING = Offer()
 
 
-class _Bytes(NamedTuple):
-    number: int
-    settled: bool
-    by_base: dict[tuple[int, str], bytes]
-
-
 class Subscriber:
-    """One session's subscriptions.
+    """One who follows services; whoever carries bytes to it makes a class of its own with :meth:`send`.
 
     Args:
-        codec: how its frames are spelled.
-        wake: called when there is something for it; it then asks :meth:`Outlet.take`.
+        spelling: of its frames.
         most: services that it may follow at once.
         most_patterns: patterns that it may follow at once.
 
     Attributes:
-        positions: how far it has got, for each service that it follows.
-        named: those of them that it follows by name; the others only patterns brought.
+        blocked: whether it takes nothing for now. Who lifts this says so: :meth:`Outlet.unblocked`.
+        subscriptions: how far it has got, for each service that it follows.
         patterns: the patterns that it follows.
-        dirty: services that it is to be told of.
-        vanished: services that it is to be told have vanished.
-        omitted: services that match, came when it had reached its limit, and that it is to be told of.
+        crowded: whether there may be services that match, but are not followed for want of room.
     """
 
+    __slots__ = ("blocked", "crowded", "most", "most_patterns", "patterns", "spelling", "subscriptions")
+
     def __init__(
-        self,
-        codec: frames.Codec,
-        wake: Callable[[], None],
-        *,
-        most: float = math.inf,
-        most_patterns: float = math.inf,
+        self, spelling: Spelling, *, most: float = math.inf, most_patterns: float = math.inf
     ) -> None:
-        self.codec = codec
-        self.wake = wake
+        self.spelling = spelling
         self.most = most
         self.most_patterns = most_patterns
-        self.positions: dict[ServiceKey, _Position] = {}
-        self.named: set[ServiceKey] = set()
-        self.patterns: dict[Pattern, None] = {}
-        self.dirty: dict[ServiceKey, None] = {}
-        self.vanished: dict[ServiceKey, None] = {}
-        self.omitted: dict[ServiceKey, None] = {}
+        self.blocked = False
+        self.subscriptions: dict[ServiceKey, _Subscription] = {}
+        self.patterns: tuple[Pattern, ...] = ()
+        self.crowded = False
+
+    def send(self, data: bytes) -> None:
+        """Carry a frame to it. Called only while it is not blocked; it may be afterwards."""
+        raise NotImplementedError
 
     def matches(self, key: ServiceKey) -> bool:
         """Say whether one of its patterns means a service."""
         return any(pattern.matches(key) for pattern in self.patterns)
 
 
+class _Topic:
+    """A service that somebody follows, and the bytes that tell of its list as it is now.
+
+    Attributes:
+        followers: in the order in which they came.
+        at: Unix time of the last change.
+    """
+
+    __slots__ = ("_number", "_settled", "at", "by_base", "followers", "key")
+
+    def __init__(self, key: ServiceKey) -> None:
+        self.key = key
+        self.followers: dict[_Subscription, None] = {}
+        self.at = 0.0
+        self.by_base: dict[tuple[int, str], bytes] = {}
+        """By the number that they lead from, and the spelling."""
+        self._number = _NEVER
+        self._settled = False
+
+    def cache(self, number: int, *, settled: bool) -> dict[tuple[int, str], bytes]:
+        """Return the bytes that lead to a number; those that lead to any other are forgotten."""
+        if number != self._number or settled != self._settled:
+            self._number, self._settled = number, settled
+            self.by_base = {}
+        return self.by_base
+
+
+class _Subscription:
+    """How far a subscriber has got with one service.
+
+    Attributes:
+        named: whether it follows the service by name; otherwise only a pattern brought it.
+        sent: the number of the list that it was sent last.
+        acked: the one that it has said it has; while they differ, something is on its way.
+        changed_at: when the change that is on its way, or is to be sent next, was made.
+        pending_at: when the first of those that wait behind it was made.
+        left: whether it is over.
+    """
+
+    __slots__ = ("acked", "changed_at", "left", "named", "pending_at", "sent", "subscriber", "topic")
+
+    def __init__(self, subscriber: Subscriber, topic: _Topic) -> None:
+        self.subscriber = subscriber
+        self.topic = topic
+        self.named = False
+        self.left = False
+        self.sent = _NEVER
+        self.acked = _NEVER
+        self.changed_at: float | None = None
+        self.pending_at: float | None = None
+
+
+class _News(enum.Enum):
+    """What one subscriber is to be told of a service."""
+
+    LIST = enum.auto()
+    """How it gets from what it has to the list."""
+    VANISHED = enum.auto()
+    """That only a pattern had it followed, and it is in the book no more."""
+    OMITTED = enum.auto()
+    """That it matches, but is not followed."""
+
+
 class _Barrier:
     """Waits until some subscribers have acknowledged what they were behind with when it was put up."""
 
-    def __init__(self, waiting: set[tuple[Subscriber, ServiceKey]], lift: Callable[[], None]) -> None:
+    __slots__ = ("lift", "waiting")
+
+    def __init__(self, waiting: set[_Subscription], lift: Callable[[], None]) -> None:
         self.waiting = waiting
         self.lift = lift
 
@@ -121,8 +180,12 @@ class Outlet:
         wall: Unix time in seconds.
         clock: monotonic seconds, for how long pushes take.
         pushed: told the seconds from a change to its acknowledgement, for each subscriber.
-        conflated: told when changes are merged because a subscriber is behind.
+        conflated: told for how many subscribers a change was merged into a later one, as they are behind.
         threshold: a service's protect threshold.
+
+    Attributes:
+        wake: called when something is due, once until :meth:`flush` is; not from within anything that it
+            could disturb, so it had better only note it.
     """
 
     def __init__(
@@ -134,7 +197,7 @@ class Outlet:
         wall: Callable[[], float],
         clock: Callable[[], float],
         pushed: Callable[[float], None],
-        conflated: Callable[[], None],
+        conflated: Callable[[int], None],
         threshold: Callable[[ServiceKey], float | None] = lambda _: None,
     ) -> None:
         self._boot = boot
@@ -145,14 +208,22 @@ class Outlet:
         self._pushed = pushed
         self._conflated = conflated
         self._threshold = threshold
-        self._followers: dict[ServiceKey, dict[Subscriber, None]] = {}
+        self.wake: Callable[[], None] = lambda: None
+        self._due = False
+        self._topics: dict[ServiceKey, _Topic] = {}
+        self._changed: dict[_Topic, float] = {}
+        """What has changed and is to be told, and when its first change was made."""
+        self._walk: Iterator[_Subscription] = iter(())
+        """Who is still to be told of the change that is being told."""
+        self._walked: tuple[_Topic, float] | None = None
+        self._news: dict[Subscriber, dict[ServiceKey, _News]] = {}
+        self._ready: dict[Subscriber, None] = {}
+        """Those who have news, and are not blocked."""
         self._patterns: dict[str, dict[Pattern, dict[Subscriber, None]]] = {}
         """By namespace: who follows which pattern."""
-        self._cache: dict[ServiceKey, _Bytes] = {}
-        self._changed_at: dict[ServiceKey, float] = {}
-        self._barriers: dict[tuple[Subscriber, ServiceKey], dict[_Barrier, int]] = {}
+        self._barriers: dict[_Subscription, dict[_Barrier, int]] = {}
         """Who holds which barriers up, and the number that it has to acknowledge."""
-        self._unacknowledged: dict[tuple[Subscriber, ServiceKey], float] = {}
+        self._unacknowledged: dict[_Subscription, float] = {}
         """Since when an acknowledgement is missing; the oldest first."""
         self._watchers: dict[ServiceKey, dict[object, Callable[[], None]]] = {}
         self.settled = False
@@ -178,44 +249,45 @@ class Outlet:
         Raises:
             Problem: 429 ``limit_reached``.
         """
-        if key not in subscriber.positions and len(subscriber.positions) >= subscriber.most:
+        if key not in subscriber.subscriptions and len(subscriber.subscriptions) >= subscriber.most:
             raise _full(subscriber, f"{key} is not followed")
-        subscriber.named.add(key)
-        self._take_up(subscriber, key, Offer(revision, digest))
+        self._take_up(subscriber, key, Offer(revision, digest)).named = True
 
     def compare(self, subscriber: Subscriber, key: ServiceKey, *, revision: str, digest: str) -> None:
         """As :meth:`subscribe`, of a service that a pattern brought; it becomes no wish of its own.
 
         If it is not followed any more, the session is told that it has vanished.
         """
-        if key in subscriber.positions:
+        if key in subscriber.subscriptions:
             self._take_up(subscriber, key, Offer(revision, digest))
         else:
-            subscriber.vanished[key] = None
-            subscriber.wake()
+            self._note(subscriber, key, _News.VANISHED)
 
-    def _take_up(self, subscriber: Subscriber, key: ServiceKey, offer: Offer) -> None:
-        position = subscriber.positions.get(key)
-        if position is None:
-            position = subscriber.positions[key] = _Position()
-            self._followers.setdefault(key, {})[subscriber] = None
+    def _take_up(self, subscriber: Subscriber, key: ServiceKey, offer: Offer) -> _Subscription:
+        subscription = subscriber.subscriptions.get(key)
+        if subscription is None:
+            topic = self._topics.get(key)
+            if topic is None:
+                topic = self._topics[key] = _Topic(key)
+            subscription = subscriber.subscriptions[key] = _Subscription(subscriber, topic)
+            topic.followers[subscription] = None
             self.subscriptions += 1
-            subscriber.vanished.pop(key, None)
-            subscriber.omitted.pop(key, None)
+            # That it had vanished, or was not followed, is not worth telling any more.
+            self._settle(subscriber, key)
         revision, digest = offer
         service = self._service(key)
         actual, current = (service.digest, service.number) if service else (0, 0)
         held = self.number(revision) if revision else None
         if digest and digest == spell(actual):
-            position.sent = position.acked = current
-            self._unacknowledged.pop((subscriber, key), None)
-            subscriber.dirty.pop(key, None)
-            self._pass(subscriber, key, current)
+            subscription.sent = subscription.acked = current
+            self._unacknowledged.pop(subscription, None)
+            self._settle(subscriber, key)
+            self._pass(subscription, current)
         else:
             behind = held is not None and held != current and digest
-            position.sent = position.acked = held if behind and held is not None else _NEVER
-            subscriber.dirty[key] = None
-        subscriber.wake()
+            subscription.sent = subscription.acked = held if behind and held is not None else _NEVER
+            self._note(subscriber, key, _News.LIST)
+        return subscription
 
     def follow(
         self, subscriber: Subscriber, pattern: Pattern, held: Mapping[ServiceKey, Offer]
@@ -243,36 +315,50 @@ class Outlet:
                     "limit_reached",
                     f"a session may follow at most {subscriber.most_patterns} patterns (--max-patterns)",
                 )
-            subscriber.patterns[pattern] = None
+            subscriber.patterns = (*subscriber.patterns, pattern)
             self._patterns.setdefault(pattern.namespace, {}).setdefault(pattern, {})[subscriber] = None
             self.patterns += 1
-        # A service that nobody has entered yet, but only laid settings down for, has no list to follow.
-        there = sorted(
-            s.key for s in self._services(pattern.namespace) if s.number and pattern.matches(s.key)
-        )
+        there = self._matching(pattern)
         omitted = 0
         for key in dict.fromkeys((*held, *there)):
-            if key not in subscriber.positions and len(subscriber.positions) >= subscriber.most:
+            if key not in subscriber.subscriptions and len(subscriber.subscriptions) >= subscriber.most:
                 omitted += 1
+                subscriber.crowded = True
                 if key in held:
-                    subscriber.omitted[key] = None
-            elif key in held or key not in subscriber.positions:
-                self._take_up(subscriber, key, held.get(key, _NOTHING))
-                self._let_go(subscriber, key)
+                    self._note(subscriber, key, _News.OMITTED)
+            elif key in held or key not in subscriber.subscriptions:
+                self._let_go(self._take_up(subscriber, key, held.get(key, _NOTHING)))
         problem = _full(subscriber, f"{pattern} matches {omitted} more services") if omitted else None
-        return [key for key in there if key in subscriber.positions], problem
+        return [key for key in there if key in subscriber.subscriptions], problem
+
+    def _matching(self, pattern: Pattern) -> list[ServiceKey]:
+        # A service that nobody has entered yet, but only laid settings down for, has no list to follow.
+        return sorted(s.key for s in self._services(pattern.namespace) if s.number and pattern.matches(s.key))
+
+    def _fill(self, subscriber: Subscriber) -> None:
+        """Have a session follow what it had no room for, as far as it has now."""
+        if not subscriber.crowded:
+            return
+        for pattern in subscriber.patterns:
+            for key in self._matching(pattern):
+                if len(subscriber.subscriptions) >= subscriber.most:
+                    return
+                if key not in subscriber.subscriptions:
+                    self._take_up(subscriber, key, _NOTHING)
+        subscriber.crowded = False
 
     def unfollow(self, subscriber: Subscriber, pattern: Pattern) -> None:
         """Have a session follow a pattern no more; what it follows for another reason stays."""
         if pattern not in subscriber.patterns:
             return
         self._forget_pattern(subscriber, pattern)
-        for key in list(subscriber.positions):
-            if key not in subscriber.named and pattern.matches(key) and not subscriber.matches(key):
-                self._leave(subscriber, key)
+        for key, subscription in list(subscriber.subscriptions.items()):
+            if not subscription.named and pattern.matches(key) and not subscriber.matches(key):
+                self._leave(subscription)
+        self._fill(subscriber)
 
     def _forget_pattern(self, subscriber: Subscriber, pattern: Pattern) -> None:
-        del subscriber.patterns[pattern]
+        subscriber.patterns = tuple(p for p in subscriber.patterns if p != pattern)
         self.patterns -= 1
         within = self._patterns[pattern.namespace]
         followers = within[pattern]
@@ -284,16 +370,16 @@ class Outlet:
 
     def current(self, key: ServiceKey, subscriber: Subscriber) -> frames.Current | None:
         """Return the answer to a subscription that holds the very list, else ``None``: it gets frames."""
-        position = subscriber.positions.get(key)
-        if position is None or key in subscriber.dirty:
+        subscription = subscriber.subscriptions.get(key)
+        service = self._service(key)
+        if subscription is None or subscription.sent != (service.number if service else 0):
             return None
         namespace, group, name = key
-        service = self._service(key)
         return frames.Current(
             namespace=namespace,
             group=group,
             service=name,
-            revision=self.revision(position.sent),
+            revision=self.revision(subscription.sent),
             settled=self.settled,
             digest=spell(service.digest if service else 0),
             protect_threshold=self._threshold(key),
@@ -301,133 +387,131 @@ class Outlet:
 
     def unsubscribe(self, subscriber: Subscriber, key: ServiceKey) -> None:
         """Have a session follow a service by name no more; a pattern that matches goes on following it."""
-        subscriber.named.discard(key)
-        if key not in subscriber.positions:
+        subscription = subscriber.subscriptions.get(key)
+        if subscription is None:
             return
+        subscription.named = False
         if subscriber.matches(key):
-            self._let_go(subscriber, key)
+            self._let_go(subscription)
         else:
-            self._leave(subscriber, key)
+            self._leave(subscription)
+        self._fill(subscriber)
 
-    def _leave(self, subscriber: Subscriber, key: ServiceKey) -> None:
-        del subscriber.positions[key]
-        subscriber.dirty.pop(key, None)
-        self._unacknowledged.pop((subscriber, key), None)
-        followers = self._followers[key]
-        del followers[subscriber]
-        if not followers:
-            del self._followers[key]
-            self._cache.pop(key, None)
-            self._changed_at.pop(key, None)
+    def _leave(self, subscription: _Subscription) -> None:
+        subscriber, topic = subscription.subscriber, subscription.topic
+        subscription.left = True
+        del subscriber.subscriptions[topic.key]
+        self._settle(subscriber, topic.key)
+        self._unacknowledged.pop(subscription, None)
+        del topic.followers[subscription]
+        if not topic.followers:
+            del self._topics[topic.key]
+            self._changed.pop(topic, None)
         self.subscriptions -= 1
-        self._pass(subscriber, key, None)
+        self._pass(subscription, None)
 
     def leave(self, subscriber: Subscriber) -> None:
         """Forget a session that has ended."""
-        for pattern in list(subscriber.patterns):
+        for pattern in subscriber.patterns:
             self._forget_pattern(subscriber, pattern)
-        for key in list(subscriber.positions):
-            self._leave(subscriber, key)
-        subscriber.named.clear()
+        for subscription in list(subscriber.subscriptions.values()):
+            self._leave(subscription)
+        self._news.pop(subscriber, None)
 
-    def _let_go(self, subscriber: Subscriber, key: ServiceKey) -> None:
+    def _let_go(self, subscription: _Subscription) -> None:
         """Tell a session of a service that has vanished, if only a pattern had it followed.
 
         Not before it knows that the list is empty: barriers wait for that. Nor before the book is settled:
         until then an absence proves nothing.
         """
-        position = subscriber.positions[key]
-        followed = key in subscriber.named or self._service(key) is not None or not self.settled
-        if followed or key in subscriber.dirty or position.sent != position.acked:
+        subscriber, key = subscription.subscriber, subscription.topic.key
+        followed = subscription.named or self._service(key) is not None or not self.settled
+        if followed or key in self._news.get(subscriber, ()) or subscription.sent != subscription.acked:
             return
-        self._leave(subscriber, key)
-        subscriber.vanished[key] = None
-        subscriber.wake()
+        self._leave(subscription)
+        self._note(subscriber, key, _News.VANISHED)
 
-    def acknowledge(self, subscriber: Subscriber, key: ServiceKey, revision: str) -> None:
-        """Take notice of how far a session has got."""
-        position = subscriber.positions.get(key)
+    def acknowledge(self, subscriber: Subscriber, key: ServiceKey, revision: str) -> bool:
+        """Take notice of how far a session has got; say whether it follows the service at all."""
+        subscription = subscriber.subscriptions.get(key)
+        if subscription is None:
+            return False
         number = self.number(revision)
-        if position is None or number is None or number != position.sent:
-            return
-        position.acked = number
-        self._unacknowledged.pop((subscriber, key), None)
-        if position.changed_at is not None:
-            self._pushed(self._clock() - position.changed_at)
-            position.changed_at = None
-        self._pass(subscriber, key, number)
+        if number is None or number != subscription.sent:
+            return True
+        subscription.acked = number
+        self._unacknowledged.pop(subscription, None)
+        if subscription.changed_at is not None:
+            self._pushed(self._clock() - subscription.changed_at)
+            subscription.changed_at = None
+        if self._barriers:
+            self._pass(subscription, number)
         service = self._service(key)
         # A service that was let go as empty meanwhile is a change too: its list is number 0.
         if (service.number if service else 0) != number:
-            subscriber.dirty[key] = None
-            position.changed_at, position.pending_at = position.pending_at, None
-            subscriber.wake()
+            # Or the change has not been told at all yet.
+            since = self._changed.get(subscription.topic)
+            subscription.changed_at = since if subscription.pending_at is None else subscription.pending_at
+            subscription.pending_at = None
+            self._note(subscriber, key, _News.LIST)
         elif service is None:
-            self._let_go(subscriber, key)
+            self._let_go(subscription)
+            self._fill(subscriber)
+        return True
 
     def unacknowledged(self, seconds: float) -> Iterator[tuple[Subscriber, ServiceKey, float]]:
         """Yield who has not acknowledged what was sent so long ago, which service, and when it was sent."""
         before = self._clock() - seconds
-        for (subscriber, key), since in self._unacknowledged.items():
+        for subscription, since in self._unacknowledged.items():
             if since > before:
                 return
-            yield subscriber, key, since
+            yield subscription.subscriber, subscription.topic.key, since
 
     # --- changes ---------------------------------------------------------------------------------------
 
     def changed(self, change: ServiceChanged) -> None:
-        """Tell everybody who follows the service."""
+        """Take notice of a change: whoever follows the service is told at the next :meth:`flush`."""
         key = change.service
         for watcher in self._watchers.pop(key, {}).values():
             watcher()
-        now = self._clock()
-        followers = self._followers.get(key)
-        if followers:
-            self._changed_at[key] = self._wall()
-            self._mark(key, followers, now)
-        else:
-            self._changed_at.pop(key, None)
+        topic = self._topics.get(key)
+        if topic is not None:
+            topic.at = self._wall()
+            self._changed.setdefault(topic, self._clock())
+            self._wake()
         if not change.base:
-            self._welcome(key, now)
+            self._welcome(key)
 
-    def _mark(self, key: ServiceKey, followers: Iterable[Subscriber], now: float) -> None:
-        for subscriber in followers:
-            position = subscriber.positions[key]
-            if position.sent == position.acked:
-                if key in subscriber.dirty:
-                    self._conflated()
-                else:
-                    position.changed_at = now
-                subscriber.dirty[key] = None
-                subscriber.wake()
-            else:
-                self._conflated()
-                if position.pending_at is None:
-                    position.pending_at = now
-
-    def _welcome(self, key: ServiceKey, now: float) -> None:
+    def _welcome(self, key: ServiceKey) -> None:
         """Have a service that is new followed by whoever follows a pattern that it matches."""
         for pattern, subscribers in self._patterns.get(key.namespace, {}).items():
             if pattern.matches(key):
                 for subscriber in subscribers:
-                    if key in subscriber.positions:
+                    if key in subscriber.subscriptions:
                         continue
-                    if len(subscriber.positions) >= subscriber.most:
-                        subscriber.omitted[key] = None
-                        subscriber.wake()
+                    if len(subscriber.subscriptions) >= subscriber.most:
+                        subscriber.crowded = True
+                        self._note(subscriber, key, _News.OMITTED)
                         continue
-                    self._take_up(subscriber, key, _NOTHING)
-                    subscriber.positions[key].changed_at = now
+                    self._take_up(subscriber, key, _NOTHING).changed_at = self._clock()
 
     def forgotten(self, key: ServiceKey) -> None:
         """Take notice that a service that was empty is in the book no more."""
-        for subscriber in list(self._followers.get(key, ())):
-            self._let_go(subscriber, key)
+        topic = self._topics.get(key)
+        if topic is None:
+            return
+        # That it became empty may not have been told yet, and has to be before anybody is let go.
+        walked = self._walked is not None and self._walked[0] is topic
+        if topic in self._changed or walked:
+            self._tell(topic, self._changed.pop(topic, self._clock()), topic.followers)
+        for subscription in list(topic.followers):
+            self._let_go(subscription)
+            self._fill(subscription.subscriber)
 
     def settle(self) -> None:
         """Take notice that the book is settled: whoever waits for a list's change is told."""
         self.settled = True
-        for key in [k for k in self._followers if self._service(k) is None]:
+        for key in [k for k in self._topics if self._service(k) is None]:
             self.forgotten(key)
         watchers, self._watchers = self._watchers, {}
         for waiting in watchers.values():
@@ -447,52 +531,140 @@ class Outlet:
 
         return call_off
 
-    def take(self, subscriber: Subscriber) -> Iterator[bytes]:
-        """Yield the frames that a session is to be sent now.
+    # --- telling ---------------------------------------------------------------------------------------
 
-        It is lazy: each is made when the one before has been written, so that what changes in between is in.
+    def flush(self, most: int) -> None:
+        """Tell what is due: news to at most so many, then changes to at most so many.
+
+        If that was not all, :attr:`wake` is called again.
         """
-        while subscriber.dirty or subscriber.vanished or subscriber.omitted:
-            if not subscriber.dirty:
-                yield subscriber.codec.encode(_farewell(subscriber))
+        self._due = False
+        left = most
+        while left > 0 and self._ready:
+            subscriber = next(iter(self._ready))
+            for data in () if subscriber.blocked else islice(self.take(subscriber), left):
+                subscriber.send(data)
+                left -= 1
+                if subscriber.blocked:
+                    break
+            if subscriber.blocked or subscriber not in self._news:
+                del self._ready[subscriber]
+        left = most
+        while left > 0:
+            if self._walked is None:
+                if not self._changed:
+                    break
+                topic = next(iter(self._changed))
+                self._walked = topic, self._changed.pop(topic)
+                self._walk = iter(list(topic.followers))
+            part = list(islice(self._walk, left))
+            self._tell(*self._walked, part)
+            if len(part) < left:
+                self._walked = None
+            left -= len(part)
+        if self._ready or self._walked or self._changed:
+            self._wake()
+
+    def _tell(self, topic: _Topic, at: float, followers: Iterable[_Subscription]) -> None:
+        """Tell some of those who follow a service of a change, or note that they are to be told.
+
+        Args:
+            topic: the service.
+            at: when the change was made.
+            followers: of whom some may have left meanwhile, or know it already.
+        """
+        service = self._service(topic.key)
+        number = service.number if service else 0
+        conflated = 0
+        for subscription in followers:
+            if subscription.left or subscription.sent == number:
                 continue
-            key = next(iter(subscriber.dirty))
-            del subscriber.dirty[key]
-            position = subscriber.positions.get(key)
-            if position is None:
+            if subscription.sent != subscription.acked:
+                conflated += 1
+                if subscription.pending_at is None:
+                    subscription.pending_at = at
                 continue
+            if subscription.changed_at is None:
+                subscription.changed_at = at
+            else:
+                conflated += 1
+            subscriber = subscription.subscriber
+            if subscriber.blocked:
+                self._note(subscriber, topic.key, _News.LIST)
+            else:
+                subscriber.send(self._advance(subscription, service, number))
+        if conflated:
+            self._conflated(conflated)
+
+    def take(self, subscriber: Subscriber) -> Iterator[bytes]:
+        """Yield the frames with the news of a subscriber.
+
+        It is lazy: each is made when the one before has been sent, so that what changes in between is in.
+        """
+        while news := self._news.get(subscriber):
+            key = next(iter(news))
+            what = news[key]
+            self._settle(subscriber, key)
+            if what is not _News.LIST:
+                yield subscriber.spelling.encode(_farewell(subscriber, key, what))
+                continue
+            subscription = subscriber.subscriptions[key]
             service = self._service(key)
             number = service.number if service else 0
-            if position.sent == number:
-                continue
-            base = position.sent
-            position.sent = number
-            self._unacknowledged.setdefault((subscriber, key), self._clock())
-            yield self._encoded(key, service, base, subscriber.codec)
+            if subscription.sent != number:
+                yield self._advance(subscription, service, number)
 
-    def _encoded(self, key: ServiceKey, service: Service | None, base: int, codec: frames.Codec) -> bytes:
-        number = service.number if service else 0
-        cached = self._cache.get(key)
-        if cached is None or cached.number != number or cached.settled != self.settled:
-            cached = self._cache[key] = _Bytes(number, self.settled, {})
-        data = cached.by_base.get((base, codec.subprotocol))
+    def unblocked(self, subscriber: Subscriber) -> None:
+        """Take notice that a subscriber takes frames again."""
+        if subscriber in self._news:
+            self._ready[subscriber] = None
+            self._wake()
+
+    def _note(self, subscriber: Subscriber, key: ServiceKey, what: _News) -> None:
+        self._news.setdefault(subscriber, {})[key] = what
+        if not subscriber.blocked:
+            self._ready[subscriber] = None
+            self._wake()
+
+    def _settle(self, subscriber: Subscriber, key: ServiceKey) -> None:
+        """Forget what a subscriber was to be told of a service."""
+        news = self._news.get(subscriber)
+        if news is not None:
+            news.pop(key, None)
+            if not news:
+                del self._news[subscriber]
+
+    def _wake(self) -> None:
+        if not self._due:
+            self._due = True
+            self.wake()
+
+    def _advance(self, subscription: _Subscription, service: Service | None, number: int) -> bytes:
+        """Return the bytes that bring a subscriber to a number, and take them as sent."""
+        base, subscription.sent = subscription.sent, number
+        self._unacknowledged.setdefault(subscription, self._clock())
+        return self._encoded(subscription.topic, service, base, subscription.subscriber.spelling)
+
+    def _encoded(self, topic: _Topic, service: Service | None, base: int, spelling: Spelling) -> bytes:
+        cache = topic.cache(service.number if service else 0, settled=self.settled)
+        data = cache.get((base, spelling.subprotocol))
         if data is None:
             since = service.since(base) if service and base != _NEVER else None
             if since is None and base != _NEVER:
                 # From a list that is forgotten, or was made up: the same bytes as from none.
-                return self._encoded(key, service, _NEVER, codec)
-            frame = self._frame(key, service, base, since)
-            data = cached.by_base[base, codec.subprotocol] = codec.encode(frame)
+                return self._encoded(topic, service, _NEVER, spelling)
+            frame = self._frame(topic, service, base, since)
+            data = cache[base, spelling.subprotocol] = spelling.encode(frame)
         return data
 
     def _frame(
         self,
-        key: ServiceKey,
+        topic: _Topic,
         service: Service | None,
         base: int,
         since: tuple[list[Instance], list[InstanceKey]] | None,
     ) -> frames.Snapshot | frames.Delta:
-        namespace, group, name = key
+        namespace, group, name = topic.key
         number, digest = (service.number, spell(service.digest)) if service else (0, spell(0))
         if since is None:
             return frames.Snapshot(
@@ -503,7 +675,7 @@ class Outlet:
                 digest=digest,
                 settled=self.settled,
                 instances=list(service.instances.values()) if service else [],
-                protect_threshold=self._threshold(key),
+                protect_threshold=self._threshold(topic.key),
             )
         return frames.Delta(
             namespace=namespace,
@@ -514,8 +686,8 @@ class Outlet:
             digest=digest,
             put=since[0],
             drop=since[1],
-            at=self._changed_at.get(key, 0.0),
-            protect_threshold=self._threshold(key),
+            at=topic.at,
+            protect_threshold=self._threshold(topic.key),
         )
 
     # --- barriers --------------------------------------------------------------------------------------
@@ -530,9 +702,10 @@ class Outlet:
         for key in keys:
             service = self._service(key)
             number = service.number if service else 0
-            for subscriber in self._followers.get(key, ()):
-                if subscriber.positions[key].acked < number:
-                    waiting[subscriber, key] = number
+            topic = self._topics.get(key)
+            for subscription in topic.followers if topic else ():
+                if subscription.acked < number:
+                    waiting[subscription] = number
         barrier = _Barrier(set(waiting), lift)
         for holder, number in waiting.items():
             self._barriers.setdefault(holder, {})[barrier] = number
@@ -546,14 +719,13 @@ class Outlet:
 
         return remove
 
-    def _release(self, barrier: _Barrier, holder: tuple[Subscriber, ServiceKey]) -> None:
+    def _release(self, barrier: _Barrier, holder: _Subscription) -> None:
         held = self._barriers[holder]
         del held[barrier]
         if not held:
             del self._barriers[holder]
 
-    def _pass(self, subscriber: Subscriber, key: ServiceKey, number: int | None) -> None:
-        holder = (subscriber, key)
+    def _pass(self, holder: _Subscription, number: int | None) -> None:
         held = self._barriers.get(holder)
         for barrier, wanted in list(held.items()) if held else ():
             if number is None or number >= wanted:
@@ -570,14 +742,10 @@ def _full(subscriber: Subscriber, what: str) -> Problem:
     )
 
 
-def _farewell(subscriber: Subscriber) -> frames.Vanished | frames.Omitted:
-    """Return the next frame about a service that the session does not follow, or not any more."""
-    if subscriber.vanished:
-        key = next(iter(subscriber.vanished))
-        del subscriber.vanished[key]
+def _farewell(subscriber: Subscriber, key: ServiceKey, what: _News) -> frames.Vanished | frames.Omitted:
+    """Return the frame about a service that the session does not follow, or not any more."""
+    if what is _News.VANISHED:
         return frames.Vanished(namespace=key.namespace, group=key.group, service=key.name)
-    key = next(iter(subscriber.omitted))
-    del subscriber.omitted[key]
     problem = _full(subscriber, f"{key} matches a pattern, but is not followed")
     return frames.Omitted(
         namespace=key.namespace, group=key.group, service=key.name, problem=problem.details()

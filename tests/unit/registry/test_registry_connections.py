@@ -276,7 +276,7 @@ async def test_revisions_that_are_made_up_are_answered_with_the_list_and_cost_no
             frames.Subscribe(id=1, service="orders", revision=revision, digest="0" * 16), frames.Snapshot
         )
         assert len(snapshot.instances) == 3
-    assert len(registry.book.outlet._cache[ORDERS].by_base) == 1
+    assert len(registry.book.outlet._topics[ORDERS].by_base) == 1
 
 
 async def test_long_polls_are_bounded_and_end_with_their_client(start, connect):

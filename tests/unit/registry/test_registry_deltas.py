@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from rollbook.model import Instance
 
 
+class Line(Subscriber):
+    """A subscriber that is sent what there is for it, until it takes no more."""
+
+    def __init__(self, codec, down):
+        super().__init__(codec)
+        self.down = down
+
+    def send(self, data):
+        assert not self.blocked
+        self.down.append(data)
+
+
 class Wire:
     """A subscriber's session, its client, and what is on its way between them."""
 
@@ -37,7 +49,7 @@ class Wire:
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
         self.answers: list = []
-        self.subscriber = Subscriber(self.codec, lambda: None)
+        self.subscriber = Line(self.codec, self.down)
         self.client.connected(0.0)
         self.send()
 
@@ -66,12 +78,23 @@ class Wire:
             outlet.subscribe(self.subscriber, ORDERS, revision=frame.revision, digest=frame.digest)
             current = outlet.current(ORDERS, self.subscriber)
             if current is not None:
-                self.answers.append(current)
+                self.answer(self.codec.encode(current))
+
+    def answer(self, data):
+        # At once, or before anything else that is sent.
+        (self.answers if self.subscriber.blocked else self.down).append(data)
 
     def registry_writes(self):
-        self.down.extend(self.codec.encode(f) for f in self.answers)
+        self.world.outlet.flush(1)
+
+    def block(self):
+        self.subscriber.blocked = True
+
+    def unblock(self):
+        self.subscriber.blocked = False
+        self.down.extend(self.answers)
         self.answers.clear()
-        self.down.extend(self.world.outlet.take(self.subscriber))
+        self.world.outlet.unblocked(self.subscriber)
 
     def client_reads(self):
         frame = self.codec.answer(self.down.popleft())
@@ -83,10 +106,11 @@ class Wire:
         self.send()
 
     def settle(self):
+        self.unblock()
         for _ in range(50):
             while self.up:
                 self.registry_reads()
-            self.registry_writes()
+            self.world.outlet.flush(1000)
             while self.down:
                 self.client_reads()
             if not self.up:
@@ -100,7 +124,7 @@ class World:
         self.outlet = Outlet(
             boot="b1", service=self.ledger.catalog.service,
             services=self.ledger.catalog.services.within, wall=lambda: 0.0, clock=lambda: 0.0,
-            pushed=lambda _: None, conflated=lambda: None,
+            pushed=lambda _: None, conflated=lambda _: None,
         )  # fmt: skip
         self.outlet.settle()
         self.wires = [Wire(self, s) for s in wires]
@@ -120,7 +144,7 @@ steps = st.one_of(
     st.tuples(st.just("pass"), st.sampled_from([1.0, 20.0, 70.0])),
     *[
         st.tuples(st.just(what), st.integers(0, 1))
-        for what in ("read", "write", "get", "refresh", "all", "reconnect")
+        for what in ("read", "write", "get", "refresh", "all", "reconnect", "block", "unblock")
     ],
 )
 
@@ -149,8 +173,8 @@ def test_whoever_applies_deltas_holds_exactly_the_list_however_slow(steps):
                 wire.send()
             elif what == "all":
                 wire.settle()
-            elif what == "reconnect":
-                wire.reconnect()
+            elif what in {"reconnect", "block", "unblock"}:
+                getattr(wire, what)()
         world.told()
     for wire in world.wires:
         wire.settle()

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def break_connections(registry):
-    for session in list(registry.server.sessions._open.values()):
-        session._socket._req.transport.abort()
+    for line in list(registry.server.sessions._open):
+        line._socket._transport.abort()
 
 
 @pytest.mark.parametrize("subprotocol", frames.SUBPROTOCOLS)

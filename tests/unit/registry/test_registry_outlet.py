@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from registrykit import ORDERS, Ledger, an_entry, key_of
+from registrykit import ORDERS, Ledger, Patient, an_entry, key_of
 from rollbook import frames
 from rollbook.digest import spell
+from rollbook.patterns import Pattern
 from rollbook_registry.catalog import ServiceChanged, ServiceForgotten
 from rollbook_registry.catalog.services import LOG_LENGTH
 from rollbook_registry.push import Outlet, Subscriber
@@ -40,11 +41,16 @@ class Desk:
             services=self.ledger.catalog.services.within, wall=lambda: 1000.0 + self.now,
             clock=lambda: self.now, pushed=self.pushed.append, conflated=self.conflate,
         )  # fmt: skip
+        self.woken = 0
+        self.outlet.wake = self.wake
         self.ledger.enter("a", an_entry())
         self.told()
 
-    def conflate(self):
-        self.conflated += 1
+    def wake(self):
+        self.woken += 1
+
+    def conflate(self, count):
+        self.conflated += count
 
     def told(self):
         for event in self.ledger.take():
@@ -70,16 +76,12 @@ class Reader:
     def __init__(self, desk, codec=None, key=ORDERS, revision="", digest=""):
         self.desk = desk
         self.key = key
-        self.woken = 0
         self.codec = codec or Counting()
-        self.subscriber = Subscriber(self.codec, self.wake)
+        self.subscriber = Patient(desk.outlet, self.codec)
         desk.outlet.subscribe(self.subscriber, key, revision=revision, digest=digest)
 
-    def wake(self):
-        self.woken += 1
-
     def take(self):
-        return [self.codec.answer(data) for data in self.desk.outlet.take(self.subscriber)]
+        return [self.codec.answer(data) for data in self.subscriber.take()]
 
     def ack(self, revision=None):
         revision = revision or self.desk.revision(self.key)
@@ -88,6 +90,32 @@ class Reader:
     def take_one(self):
         (frame,) = self.take()
         return frame
+
+
+class Live(Subscriber):
+    """A subscriber that is sent what there is for it, and acknowledges when a test says so."""
+
+    def __init__(self, desk, *keys, codec=None, **limits):
+        super().__init__(codec or Counting(), **limits)
+        self.desk = desk
+        self.got = []
+        self.block_after = None
+        for key in keys:
+            desk.outlet.subscribe(self, key, revision="", digest="")
+
+    def send(self, data):
+        assert not self.blocked
+        self.got.append(self.spelling.answer(data))
+        if self.block_after is not None and len(self.got) >= self.block_after:
+            self.blocked = True
+
+    def take(self):
+        taken, self.got = self.got, []
+        return taken
+
+    def ack(self):
+        for key in list(self.subscriptions):
+            self.desk.outlet.acknowledge(self, key, self.desk.revision(key))
 
 
 @pytest.fixture
@@ -105,7 +133,6 @@ def reader(desk):
 
 def test_a_new_subscriber_gets_the_whole_list_with_revision_and_digest(desk):
     reader = Reader(desk)
-    assert reader.woken
     snapshot = reader.take_one()
     assert [i.port for i in snapshot.instances] == [8080]
     assert snapshot.revision == desk.revision()
@@ -151,9 +178,10 @@ def test_changes_while_one_is_on_its_way_are_merged_into_the_next(desk, reader):
     first = reader.take_one()
     for port in (82, 83, 84):
         desk.enter(an_entry(port))
+        # Nothing is queued for it meanwhile.
+        assert reader.take() == []
     desk.ledger.deregister("a", an_entry(82).ref)
     desk.told()
-    # Nothing is queued for it meanwhile.
     assert reader.take() == []
     assert desk.conflated == 4
     reader.ack(first.revision)
@@ -167,6 +195,7 @@ def test_changes_while_one_is_on_its_way_are_merged_into_the_next(desk, reader):
 def test_changes_before_the_session_can_write_are_merged_too(desk, reader):
     for port in (81, 82):
         desk.enter(an_entry(port))
+        desk.outlet.flush(1)
     delta = reader.take_one()
     assert sorted(i.port for i in delta.put) == [81, 82]
     assert desk.conflated == 1
@@ -176,7 +205,7 @@ def test_a_frame_is_made_when_it_can_be_written_so_that_the_latest_is_in_it(desk
     desk.enter(an_entry(81, service="invoices"))
     reader = Reader(desk)
     desk.outlet.subscribe(reader.subscriber, key_of("invoices"), revision="", digest="")
-    writing = desk.outlet.take(reader.subscriber)
+    writing = reader.subscriber.take()
     next(writing)
     desk.enter(an_entry(82, service="invoices"))
     second = reader.codec.answer(next(writing))
@@ -282,9 +311,8 @@ def test_who_unsubscribes_or_leaves_gets_nothing_more_and_leaves_nothing_behind(
     assert [f.service for f in reader.take()] == ["none"]
     desk.outlet.leave(reader.subscriber)
     assert desk.outlet.subscriptions == 0
-    assert desk.outlet._followers == {}
-    assert desk.outlet._cache == {}
-    assert desk.outlet._changed_at == {}
+    assert desk.outlet._topics == desk.outlet._changed == desk.outlet._news == desk.outlet._ready == {}
+    assert list(desk.outlet.unacknowledged(-1.0)) == []
 
 
 def test_a_watcher_is_told_once_of_a_change_or_of_the_book_settling(desk):
@@ -301,6 +329,199 @@ def test_a_watcher_is_told_once_of_a_change_or_of_the_book_settling(desk):
     assert calls == ["change", "settled"]
     desk.outlet.watch(ORDERS, lambda: calls.append("never"))()
     assert desk.outlet._watchers == {}
+
+
+# --- telling in slices ----------------------------------------------------------------------------------
+
+
+def live(desk, count, **options):
+    """So many who have the list."""
+    subscribers = [Live(desk, ORDERS, **options) for _ in range(count)]
+    desk.outlet.flush(1000)
+    for subscriber in subscribers:
+        subscriber.ack()
+        subscriber.take()
+    desk.woken = 0
+    return subscribers
+
+
+def told(subscribers):
+    return [len(s.got) for s in subscribers]
+
+
+def test_a_change_is_told_to_so_many_at_a_time_and_asks_for_more_turns_until_all_have_it(desk):
+    subscribers = live(desk, 5)
+    desk.enter(an_entry(81))
+    assert (told(subscribers), desk.woken) == ([0] * 5, 1)
+    for turn, expected in enumerate(([1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1] * 5), 1):
+        desk.outlet.flush(2)
+        assert told(subscribers) == expected
+        assert desk.woken == min(turn + 1, 3)
+    desk.outlet.flush(2)
+    assert (told(subscribers), desk.woken) == ([1] * 5, 3)
+
+
+def test_changes_of_one_turn_are_one_push(desk):
+    subscribers = live(desk, 2)
+    for port in (81, 82, 83):
+        desk.enter(an_entry(port))
+    assert desk.woken == 1
+    desk.outlet.flush(1000)
+    for subscriber in subscribers:
+        (delta,) = subscriber.take()
+        assert sorted(i.port for i in delta.put) == [81, 82, 83]
+
+
+def test_a_change_while_another_is_being_told_reaches_everybody_once(desk):
+    subscribers = live(desk, 4)
+    desk.enter(an_entry(81))
+    desk.outlet.flush(2)
+    desk.enter(an_entry(82))
+    for _ in range(4):
+        desk.outlet.flush(2)
+    first, _, third, _ = (s.take() for s in subscribers)
+    assert [[i.port for i in f.put] for f in first] == [[81]]
+    assert [sorted(i.port for i in f.put) for f in third] == [[81, 82]]
+    for subscriber in subscribers:
+        subscriber.desk.outlet.acknowledge(subscriber, ORDERS, first[0].revision)
+        subscriber.ack()
+    desk.outlet.flush(1000)
+    assert [[i.port for i in f.put] for f in subscribers[0].take()] == [[82]]
+    assert subscribers[2].take() == []
+    assert list(desk.outlet.unacknowledged(-1.0)) != []
+    subscribers[0].ack()
+    subscribers[1].ack()
+    assert list(desk.outlet.unacknowledged(-1.0)) == []
+
+
+def test_who_leaves_or_comes_while_a_change_is_being_told_is_told_right(desk):
+    subscribers = live(desk, 4)
+    desk.enter(an_entry(81))
+    desk.outlet.flush(1)
+    desk.outlet.unsubscribe(subscribers[2], ORDERS)
+    desk.outlet.leave(subscribers[3])
+    newcomer = Live(desk, ORDERS)
+    desk.outlet.subscribe(subscribers[2], ORDERS, revision="", digest="")
+    desk.outlet.flush(1000)
+    assert told([*subscribers, newcomer]) == [1, 1, 1, 0, 1]
+    assert isinstance(subscribers[2].take()[0], frames.Snapshot)
+    assert isinstance(newcomer.take()[0], frames.Snapshot)
+    desk.outlet.flush(1000)
+    assert told([*subscribers, newcomer]) == [1, 1, 0, 0, 0]
+
+
+def test_who_takes_nothing_for_now_gets_all_in_one_when_it_does(desk):
+    (subscriber,) = live(desk, 1)
+    subscriber.blocked = True
+    for port in (81, 82):
+        desk.enter(an_entry(port))
+        desk.outlet.flush(1000)
+    assert told([subscriber]) == [0]
+    desk.woken = 0
+    subscriber.blocked = False
+    desk.outlet.unblocked(subscriber)
+    assert desk.woken == 1
+    desk.outlet.flush(1000)
+    (delta,) = subscriber.take()
+    assert sorted(i.port for i in delta.put) == [81, 82]
+    desk.outlet.unblocked(subscriber)
+    desk.outlet.flush(1000)
+    assert told([subscriber]) == [0]
+
+
+def test_who_is_blocked_in_the_middle_of_its_news_gets_the_rest_later(desk):
+    subscriber = Live(desk, *(key_of(f"s{n}") for n in range(5)))
+    subscriber.block_after = 2
+    desk.outlet.flush(1000)
+    assert [f.service for f in subscriber.take()] == ["s0", "s1"]
+    desk.outlet.flush(1000)
+    assert subscriber.take() == []
+    subscriber.block_after, subscriber.blocked = None, False
+    desk.outlet.unblocked(subscriber)
+    desk.outlet.flush(2)
+    desk.outlet.flush(2)
+    assert [f.service for f in subscriber.take()] == ["s2", "s3", "s4"]
+
+
+def test_a_subscriber_with_very_many_news_holds_nobody_up(desk):
+    desk.woken = 0
+    busy = Live(desk, *(key_of(f"s{n}") for n in range(10)))
+    other = Live(desk, ORDERS)
+    (follower,) = live(desk, 1)
+    desk.outlet.subscribe(busy, ORDERS, revision="", digest="")
+    for key in list(busy.subscriptions):
+        desk.outlet.subscribe(busy, key, revision="", digest="")
+    busy.take(), other.take()
+    desk.enter(an_entry(81))
+    desk.outlet.flush(3)
+    assert told([busy, follower]) == [3, 1]
+
+
+def test_a_service_that_was_let_go_before_its_emptiness_was_told_is_told_as_empty_first(desk):
+    desk.outlet.settle()
+    (subscriber,) = live(desk, 1)
+    desk.outlet.follow(subscriber, Pattern("public", "DEFAULT_GROUP", "orders*"), {})
+    desk.outlet.unsubscribe(subscriber, ORDERS)
+    desk.ledger.release("a")
+    desk.ledger.wait(61.0)
+    desk.told()
+    desk.outlet.flush(1000)
+    (empty,) = subscriber.take()
+    assert (type(empty), empty.instances) == (frames.Snapshot, [])
+    desk.outlet.acknowledge(subscriber, ORDERS, empty.revision)
+    desk.outlet.flush(1000)
+    assert [type(f) for f in subscriber.take()] == [frames.Vanished]
+    assert desk.outlet.subscriptions == 0
+
+
+def test_a_service_that_was_let_go_while_its_emptiness_was_being_told_is_told_as_empty_to_all(desk):
+    desk.outlet.settle()
+    pattern = Pattern("public", "DEFAULT_GROUP", "orders*")
+    subscribers = [Live(desk) for _ in range(3)]
+    for subscriber in subscribers:
+        desk.outlet.follow(subscriber, pattern, {})
+    desk.outlet.flush(1000)
+    for subscriber in subscribers:
+        subscriber.ack()
+        subscriber.take()
+    desk.ledger.release("a")
+    desk.told()
+    desk.outlet.flush(1)
+    desk.ledger.wait(61.0)
+    desk.told()
+    desk.outlet.flush(1000)
+    kinds = [[type(f) for f in s.take()] for s in subscribers]
+    assert kinds == [[frames.Delta], [frames.Snapshot], [frames.Snapshot]]
+
+
+def test_who_finds_the_list_that_is_about_to_be_told_is_told_nothing(desk):
+    (other,) = live(desk, 1)
+    desk.enter(an_entry(81))
+    holder = Live(desk)
+    digest = spell(desk.ledger.catalog.service(ORDERS).digest)
+    desk.outlet.subscribe(holder, ORDERS, revision="elsewhere.1", digest=digest)
+    desk.outlet.flush(1000)
+    assert told([other, holder]) == [1, 0]
+
+
+def test_push_times_count_from_the_first_change_that_had_to_wait(desk):
+    (subscriber,) = live(desk, 1)
+    desk.now = 10.0
+    desk.enter(an_entry(81))
+    desk.now = 11.0
+    desk.enter(an_entry(82))
+    desk.now = 12.0
+    desk.outlet.flush(1000)
+    # Another is made, and not told yet, when this one is acknowledged.
+    (delta,) = subscriber.take()
+    desk.now = 12.5
+    desk.enter(an_entry(83))
+    desk.now = 13.0
+    desk.outlet.acknowledge(subscriber, ORDERS, delta.revision)
+    desk.outlet.flush(1000)
+    desk.now = 14.0
+    subscriber.ack()
+    assert desk.pushed == [3.0, 1.5]
 
 
 # --- barriers -------------------------------------------------------------------------------------------

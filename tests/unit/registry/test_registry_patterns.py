@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registrykit import Ledger, an_entry, key_of
+from registrykit import Ledger, Patient, an_entry, key_of
 from rollbook import frames, session
 from rollbook.digest import digest, spell
 from rollbook.names import LeaseId, ServiceKey
@@ -20,7 +20,7 @@ from rollbook.patterns import Pattern
 from rollbook.problems import Problem
 from rollbook.session import Found, ListChanged, Lost, NotListed, PatternAnswered, Session
 from rollbook_registry.catalog import Service, ServiceChanged, ServiceForgotten
-from rollbook_registry.push import Offer, Outlet, Subscriber
+from rollbook_registry.push import Offer, Outlet
 
 A = Pattern(service="a*")
 AB = Pattern(service="*b*")
@@ -49,7 +49,7 @@ class World:
         self.outlet = Outlet(
             boot=f"b{self.boots}", service=self.ledger.catalog.service,
             services=self.ledger.catalog.services.within, wall=lambda: 0.0, clock=lambda: 0.0,
-            pushed=lambda _: None, conflated=lambda: None,
+            pushed=lambda _: None, conflated=lambda _: None,
         )  # fmt: skip
 
     def told(self):
@@ -99,7 +99,7 @@ class Wire:
 
     def connect(self):
         self.up, self.down, self.answers = deque(), deque(), []
-        self.subscriber = Subscriber(self.codec, lambda: None, **self.world.limits)
+        self.subscriber = Patient(self.world.outlet, self.codec, **self.world.limits)
         self.client.connected(0.0)
         self.send()
 
@@ -165,7 +165,7 @@ class Wire:
     def registry_writes(self):
         self.down.extend(self.codec.encode(f) for f in self.answers)
         self.answers.clear()
-        self.down.extend(self.world.outlet.take(self.subscriber))
+        self.down.extend(self.subscriber.take())
 
     def client_reads(self):
         frame = self.codec.answer(self.down.popleft())
@@ -204,10 +204,10 @@ class Wire:
             assert self.mirror.get(service, {}) == self.lists[service]
         matched = {s for s in self.client.views if any(p.matches(s) for p in wanted)}
         assert matched <= self.found
-        assert set(self.subscriber.positions) == set(self.client.views)
-        assert self.subscriber.named == named
+        assert set(self.subscriber.subscriptions) == set(self.client.views)
+        assert {k for k, s in self.subscriber.subscriptions.items() if s.named} == named
         assert set(self.subscriber.patterns) == set(wanted)
-        assert not self.subscriber.vanished
+        assert self.subscriber not in self.world.outlet._news
 
     def named_lists(self, named):
         found = {key: self.world.ledger.catalog.service(key) for key in named}
@@ -355,7 +355,7 @@ def test_a_farewell_waits_until_the_emptiness_has_been_acknowledged(world):
     world.wait(21.0)
     wire.registry_writes()
     assert not lifted
-    assert SERVICES[0] in wire.subscriber.positions
+    assert SERVICES[0] in wire.subscriber.subscriptions
     wire.settle().check()
     assert lifted
     assert wire.client.views == {}
@@ -465,7 +465,7 @@ def test_who_leaves_leaves_nothing_behind(world):
     wire.cut()
     outlet = world.outlet
     assert (outlet.subscriptions, outlet.patterns) == (0, 0)
-    assert (outlet._patterns, outlet._followers, outlet._cache, outlet._changed_at) == ({}, {}, {}, {})
+    assert outlet._patterns == outlet._topics == outlet._changed == outlet._news == {}
 
 
 def test_a_pattern_too_many_is_refused_and_named():
@@ -503,6 +503,45 @@ def test_services_beyond_the_limit_are_told_and_what_was_followed_goes_on():
         world.outlet.subscribe(wire.subscriber, key_of("c"), revision="", digest="")
 
 
+def test_room_that_becomes_free_is_filled_with_what_had_none():
+    world = World(most=3)
+    world.outlet.settle()
+    for service in ("a1", "a2", "a3", "c"):
+        world.enter(key_of(service), 1)
+    wire = Wire(world)
+    wire.client.subscribe(key_of("c"))
+    wire.client.follow(A)
+    wire.send()
+    wire.settle()
+    assert set(wire.lists) == {key_of("a1"), key_of("a2"), key_of("c")}
+    assert wire.subscriber.crowded
+    # By a name that is wanted no more,
+    wire.client.unsubscribe(key_of("c"))
+    wire.send()
+    wire.settle()
+    assert set(wire.lists) == {key_of("a1"), key_of("a2"), key_of("a3")}
+    assert not wire.subscriber.crowded
+    # by a service that vanishes,
+    world.enter(key_of("a0"), 1)
+    wire.settle()
+    assert key_of("a0") not in wire.lists
+    world.drop(key_of("a2"), 1)
+    wire.settle()
+    world.wait(21.0)
+    wire.settle()
+    assert set(wire.lists) == {key_of("a0"), key_of("a1"), key_of("a3")}
+    # and by a pattern.
+    world.enter(key_of("b1"), 1)
+    wire.client.follow(Pattern("public", "DEFAULT_GROUP", "b*"))
+    wire.send()
+    wire.settle()
+    assert key_of("b1") not in wire.lists
+    wire.client.unfollow(A)
+    wire.send()
+    wire.settle()
+    assert set(wire.lists) == {key_of("b1")}
+
+
 def test_what_was_held_and_fits_no_more_is_let_go_and_told():
     world = World()
     world.outlet.settle()
@@ -528,7 +567,7 @@ def test_a_new_service_costs_a_look_at_the_patterns_of_its_namespace_and_a_known
             Watched.looks += 1
             return super().matches(key)
 
-    subscriber = Subscriber(frames.Codec(frames.MSGPACK), lambda: None)
+    subscriber = Patient(world.outlet, frames.Codec(frames.MSGPACK))
     for n in range(5):
         world.outlet.follow(subscriber, Watched("public", "DEFAULT_GROUP", f"x{n}*"), {})
         world.outlet.follow(subscriber, Watched("prod", "DEFAULT_GROUP", f"x{n}*"), {})

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 
 import aiohttp
 import msgspec
 import pytest
 
-from registrykit import ORDERS, a_ref, an_entry
+from registrykit import ORDERS, a_ref, an_entry, key_of
 from rollbook import frames
 from rollbook.digest import digest, spell
 from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_HELD_PER_FRAME
+from rollbook_registry.api import sessions
+from rollbook_registry.api.session import Session
+from rollbook_registry.api.sessions import Line
 from serverkit import until
 
 SUBSCRIBE = frames.Subscribe(id=9, service="orders")
@@ -78,6 +82,20 @@ async def test_everybody_is_told_when_the_book_settles(start):
     await speaker.ask(frames.Ping())
     await speaker.hear(frames.Settled)
     assert (await speaker.ask(SUBSCRIBE, frames.Snapshot)).settled
+
+
+async def test_what_all_are_told_is_told_to_so_many_a_turn(registry, monkeypatch):
+    monkeypatch.setattr(sessions, "PER_TURN", 2)
+    speakers = [await registry.speaker() for _ in range(5)]
+    for speaker in speakers:
+        await speaker.ask(frames.Ping(), frames.Pong)
+    said = []
+    monkeypatch.setattr(Line, "answer", lambda line, frame: said.append((line, frame)))
+    registry.server.sessions.settled()
+    assert len(said) == 2
+    await until(lambda: len(said) == 5)
+    assert len({line for line, _ in said}) == 5
+    assert {type(frame) for _, frame in said} == {frames.Settled}
 
 
 async def test_a_full_beat_registers_what_is_unknown_off_its_path(registry, speaker):
@@ -346,8 +364,8 @@ async def test_what_is_no_session_is_refused_before_it_begins(registry, headers,
 
 def abort(registry):
     """Break every connection, as a network does: without a word."""
-    for session in list(registry.server.sessions._open.values()):
-        session._socket._req.transport.abort()
+    for line in list(registry.server.sessions._open):
+        line._socket._transport.abort()
 
 
 async def test_a_lease_survives_a_broken_session(registry):
@@ -397,7 +415,7 @@ async def test_a_client_that_asks_without_reading_and_goes_leaves_nothing_behind
     speaker.ws._response.connection.transport.pause_reading()
     ping = msgspec.msgpack.encode({"type": "ping"})
     again = speaker.codec.encode(SUBSCRIBE)
-    (session,) = registry.server.sessions._open.values()
+    (line,) = registry.server.sessions._open
 
     async def flood():
         while True:
@@ -406,13 +424,31 @@ async def test_a_client_that_asks_without_reading_and_goes_leaves_nothing_behind
                 await speaker.ws.send_bytes(ping)
 
     flooding = asyncio.create_task(flood())
-    await until(lambda: len(session._answers) > 1000)
+    await until(lambda: len(line._unsent) > 1000)
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
     abort(registry)
     await until(lambda: len(registry.server.sessions) == 0)
     assert registry.catalog.lease("a").holder is None
     assert registry.book.outlet.subscriptions == 0
+
+
+async def test_a_session_that_has_ended_is_gone_without_the_collectors_help(registry):
+    gc.collect()
+    gc.disable()
+    try:
+        speaker = await registry.speaker()
+        await speaker.attach()
+        await speaker.register(an_entry())
+        await speaker.ask(SUBSCRIBE, frames.Snapshot)
+        await speaker.say(frames.Barrier(id=6, services=[tuple(ORDERS)], timeout=10))
+        await until(lambda: registry.book.outlet._barriers)
+        await speaker.ask(frames.Barrier(id=7, services=[tuple(key_of("none"))]), frames.Done)
+        assert [type(o) for o in gc.get_objects() if isinstance(o, (Line, Session))] == [Line, Session]
+        abort(registry)
+        await until(lambda: not any(isinstance(o, (Line, Session)) for o in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 async def test_a_silent_session_is_closed_as_idle(start):
@@ -423,6 +459,7 @@ async def test_a_silent_session_is_closed_as_idle(start):
     message = await speaker.ws.receive(timeout=10)
     assert (message.type, message.data, message.extra) == (aiohttp.WSMsgType.CLOSE, 4002, "idle")
     await until(lambda: registry.catalog.lease("a").holder is None)
+    assert len(registry.server.sessions._wheel) == 0
 
 
 async def test_a_registry_that_stops_says_goodbye(start, tmp_path):

@@ -111,3 +111,14 @@ def test_deadlines_that_are_brought_forward_leave_nothing_behind():
         assert wheel.advance(n * 0.25) == ["a"]
     assert len(wheel) == 0
     assert wheel._slots == {}
+
+
+def test_what_is_discarded_is_never_due_and_leaves_nothing():
+    wheel = Wheel(0.0, tick=1.0)
+    for key, at in (("a", 2.0), ("b", 2.0), ("c", 3.0)):
+        wheel.add(key, at)
+    for key in ("a", "c", "a", "unknown"):
+        wheel.discard(key)
+    assert wheel.advance(10.0) == ["b"]
+    wheel.discard("b")
+    assert (len(wheel), wheel._slots) == (0, {})

@@ -1,0 +1,136 @@
+"""A session's connection: answers and pushes in their order, however the client takes them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from registrykit import an_entry
+from rollbook import frames
+from rollbook_registry.api import sessions
+from rollbook_registry.api.sessions import Sessions
+from rollbook_registry.auth import LOCAL
+from rollbook_registry.book import Book
+from rollbook_registry.connections.websocket import BINARY, WebSocket
+from rollbook_registry.settings import RegistrySettings
+from socketkit import Connection, Transport, said
+
+CODEC = frames.Codec(frames.MSGPACK)
+
+
+class Desk:
+    """A book with its sessions."""
+
+    def __init__(self, directory):
+        self.now = 1000.0
+        self.book = Book(
+            RegistrySettings(data_dir=directory, auth="none"),
+            clock=lambda: self.now, wall=lambda: self.now,
+        )  # fmt: skip
+        self.sessions = Sessions(self.book)
+
+
+class End:
+    """One client's connection."""
+
+    def __init__(self, desk, *, blocked=False):
+        self.transport, connection = Transport(), Connection()
+        connection.writing_paused = blocked
+        self.socket = WebSocket(connection, self.transport, frames.MSGPACK)
+        self.socket.start(desk.sessions._begin(self.socket, LOCAL), 1 << 20)
+
+    def say(self, *frames_):
+        self.socket.data_received(b"".join(said(BINARY, CODEC.encode(f)) for f in frames_))
+
+    def heard(self):
+        """What was written since it was asked last."""
+        data, self.transport.written = self.transport.written, b""
+        found = []
+        while data:
+            size, start = data[1], 2
+            if size == 126:
+                size, start = int.from_bytes(data[2:4]), 4
+            assert data[0] == 0x80 | BINARY
+            found.append(CODEC.answer(data[start : start + size]))
+            data = data[start + size :]
+        return found
+
+    def kinds(self):
+        return [type(f) for f in self.heard()]
+
+
+@pytest.fixture
+async def desk(tmp_path):
+    return Desk(tmp_path)
+
+
+async def turn():
+    """Let what was to be done at the loop's next turn be done."""
+    await asyncio.sleep(0)
+
+
+async def test_an_answer_is_written_at_once_and_what_it_caused_at_the_next_turn(desk):
+    end = End(desk)
+    end.say(frames.Attach(lease="a"), frames.Subscribe(id=1, service="orders"))
+    end.say(frames.Register(id=2, entries=[an_entry()]))
+    assert end.kinds() == [frames.Attached, frames.Done]
+    await turn()
+    assert end.kinds() == [frames.Snapshot]
+
+
+async def test_who_takes_nothing_gets_its_answers_first_and_then_all_that_changed(desk):
+    end, provider = End(desk), End(desk)
+    provider.say(frames.Attach(lease="a"))
+    end.say(frames.Subscribe(id=1, service="orders"))
+    await turn()
+    (snapshot,) = end.heard()
+    end.say(frames.Ack(service="orders", revision=snapshot.revision))
+    end.socket.pause_writing()
+    for port in (1, 2, 3):
+        provider.say(frames.Register(id=port, entries=[an_entry(port)]))
+        await turn()
+    end.say(frames.Ping(n=1), frames.Ping(n=2))
+    await turn()
+    assert end.heard() == []
+    end.socket.resume_writing()
+    assert end.heard() == [frames.Pong(n=1), frames.Pong(n=2)]
+    await turn()
+    (delta,) = end.heard()
+    assert sorted(i.port for i in delta.put) == [1, 2, 3]
+
+
+async def test_who_asks_without_reading_is_read_no_more_until_it_reads(desk, monkeypatch):
+    monkeypatch.setattr(sessions, "MAX_ANSWERS", 10)
+    end = End(desk)
+    end.socket.pause_writing()
+    end.say(*(frames.Ping(n=n) for n in range(10)))
+    assert end.transport.reading
+    end.say(frames.Ping(n=10))
+    assert not end.transport.reading
+    end.socket.resume_writing()
+    assert [f.n for f in end.heard()] == list(range(11))
+    assert end.transport.reading
+
+
+async def test_a_lost_connection_leaves_nothing_behind(desk):
+    end = End(desk)
+    end.say(frames.Attach(lease="a"), frames.Register(id=2, entries=[an_entry()]))
+    end.say(frames.Subscribe(id=1, service="orders"))
+    assert (len(desk.sessions), len(desk.sessions._wheel)) == (1, 1)
+    end.socket.connection_lost(None)
+    await turn()
+    assert (len(desk.sessions), len(desk.sessions._wheel)) == (0, 0)
+    assert desk.book.outlet.subscriptions == 0
+    assert desk.book.catalog.lease("a").holder is None
+    assert end.kinds() == [frames.Attached, frames.Done]
+
+
+async def test_who_comes_as_its_connection_does_not_take_anything_is_told_later(desk):
+    end = End(desk, blocked=True)
+    end.say(frames.Subscribe(id=1, service="orders"), frames.Ping(n=1))
+    await turn()
+    assert end.heard() == []
+    end.socket.resume_writing()
+    await turn()
+    assert end.kinds() == [frames.Pong, frames.Snapshot]
