@@ -35,4 +35,8 @@ class AttentiveClock:
 
     def read(self, now: float) -> float:
         """Return the attentive time without taking notice."""
-        return self._time + min(max(0.0, now - self._last), self._max_step)
+        gap = now - self._last
+        # Spelled out, since every beat asks: calling min and max would be half of what this takes.
+        if gap <= 0.0:
+            return self._time
+        return self._time + (gap if gap < self._max_step else self._max_step)

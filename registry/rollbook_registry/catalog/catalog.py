@@ -51,14 +51,12 @@ class Catalog(ReplicatedLedger):
         group = self.groups.get(group_key(ref))
         if group is None:
             return None
-        key = marked(instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster), id_)
-        apart = group.visible.get((ref.service_key, key))
-        if apart is not None:
-            return apart
-        for (service, _), instance in group.visible.items():
-            if (service, instance.ip, instance.port) == (ref.service_key, ref.ip, ref.port):
-                return instance
-        return None
+        there = group.shown_at(ref)
+        if len(there) > 1:
+            # Its own may be the one that is shown apart from the others'.
+            key = marked(instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster), id_)
+            there.sort(key=lambda instance: instance.key != key)
+        return there[0] if there else None
 
     def check_epoch(self, epoch: int) -> None:
         """Refuse an operator whom another one has replaced.
@@ -462,7 +460,7 @@ class Catalog(ReplicatedLedger):
             remove_after=self.timings.remove_after,
             down=entry.alive is False,
         )
-        self._put(lease, held, Reason.DEFINED)
+        self._put(lease, held, old, Reason.DEFINED)
 
     def _note_override(self, ref: EntryRef, *, lifted: bool) -> None:
         reason = Reason.OVERRIDE_LIFTED if lifted else Reason.OVERRIDDEN

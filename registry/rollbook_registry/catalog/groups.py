@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from rollbook.model import EntryRef
 from rollbook_registry.catalog.merge import merge
 
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rollbook.model import Instance
-    from rollbook.names import ServiceKey
     from rollbook_registry.catalog.leases import Held
     from rollbook_registry.catalog.merge import Visible
 
@@ -29,27 +30,25 @@ def is_pod(key: GroupKey) -> bool:
     return isinstance(key, str)
 
 
-class Group:
+class Group(msgspec.Struct, gc=False, eq=False):
     """The entries about one pod, or about one endpoint without an owner, and what they merge to.
 
     There is one for each instance, so that it keeps no more than it must: most have one entry, or two, and
-    show one instance.
+    show one instance. Tuples of what refers to nothing else cost the collector nothing either.
+
+    Attributes:
+        held: the entries.
+        visible: what everybody sees of it.
     """
 
-    __slots__ = ("_shown", "held")
+    held: tuple[Held, ...]
+    visible: Visible = ()
 
-    def __init__(self, held: Held) -> None:
-        self.held = [held]
-        self._shown: tuple[tuple[ServiceKey, Instance], ...] = ()
-
-    @property
-    def visible(self) -> Visible:
-        """What everybody sees of it."""
-        return {(service, instance.key): instance for service, instance in self._shown}
-
-    @visible.setter
-    def visible(self, visible: Visible) -> None:
-        self._shown = tuple((where[0], instance) for where, instance in visible.items())
+    def shown_at(self, ref: EntryRef) -> list[Instance]:
+        """Return what is shown in a service at an address and port, in whichever cluster."""
+        service = ref.service_key
+        shown = [one.instance for one in self.visible if one.service == service]
+        return [i for i in shown if i.port == ref.port and i.ip == ref.ip]
 
 
 class Groups:
@@ -72,21 +71,21 @@ class Groups:
         key = group_key(held.ref)
         self._touched[key] = None
         if old is not None:
-            entries = self._groups[key].held
-            entries[entries.index(old)] = held
+            group = self._groups[key]
+            group.held = tuple(held if one is old else one for one in group.held)
             return
-        group = self._groups.get(key)
-        if group is None:
-            self._groups[key] = Group(held)
+        known = self._groups.get(key)
+        if known is None:
+            self._groups[key] = Group((held,))
         else:
-            group.held.append(held)
+            known.held += (held,)
         self._enter_address(held.ref.ip, key)
 
     def remove(self, held: Held) -> None:
         """Take an entry away."""
         key, ip = group_key(held.ref), held.ref.ip
         group = self._groups[key]
-        group.held.remove(held)
+        group.held = tuple(one for one in group.held if one is not held)
         if not any(h.ref.ip == ip for h in group.held):
             self._leave_address(ip, key)
         self._touched[key] = None

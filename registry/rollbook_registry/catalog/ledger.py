@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import xxhash
+import msgspec
 
 from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, timing_ms
 from rollbook.problems import Problem
@@ -35,7 +35,7 @@ from rollbook_registry.catalog.services import Service, Services
 from rollbook_registry.catalog.sharing import Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rollbook.model import Entry, EntryRef, Instance
     from rollbook.names import InstanceKey, LeaseId, ServiceKey
@@ -77,16 +77,13 @@ class Ended(NamedTuple):
     owner: str
 
 
-class _Changes:
+class _Changes(msgspec.Struct, gc=False, eq=False):
     """What a command has changed in one lease's record so far."""
 
-    __slots__ = ("drop", "put", "reason", "whole")
-
-    def __init__(self) -> None:
-        self.whole = False
-        self.put: dict[EntryRef, None] = {}
-        self.drop: dict[EntryRef, None] = {}
-        self.reason = ""
+    whole: bool = False
+    put: dict[EntryRef, None] = {}
+    drop: dict[EntryRef, None] = {}
+    reason: str = ""
 
 
 class Ledger:
@@ -106,8 +103,6 @@ class Ledger:
         self.pods = Pods()
         self.groups = Groups()
         self.rulings = Rulings()
-        self.digest = 0
-        """XOR over all services' lists, to be compared with other replicas'; see :func:`_list_digest`."""
         self._leases: dict[LeaseId, Lease] = {}
         self._ended: dict[LeaseId, Ended] = {}
         self._removed: dict[tuple[LeaseId, EntryRef], float] = {}
@@ -129,6 +124,11 @@ class Ledger:
         """Return what has happened since the last call, in order."""
         taken, self._events = self._events, []
         return taken
+
+    @property
+    def digest(self) -> int:
+        """XOR over all services' lists, to be compared with other replicas'."""
+        return self.services.digest
 
     def service(self, key: ServiceKey) -> Service | None:
         """Return a service, if it is in the book. It is not to be changed."""
@@ -266,7 +266,7 @@ class Ledger:
             proven=entry.alive is not None,
         )
         lease.owner = lease.owner or ("" if operator else entry.owner)
-        self._put(lease, held)
+        self._put(lease, held, old)
         if old is not None and old.silent:
             self._note(held, Reason.RECOVERED)
         self._supersede(held, now)
@@ -278,31 +278,33 @@ class Ledger:
 
     def _patience(self, lease: Lease, entry: Entry) -> tuple[float, float]:
         """Seconds of silence until an entry is not alive, and until it is out: its own, or the book's."""
+        timings, said = self.timings, entry.metadata
         if lease.kind is Kind.OPERATOR:
-            return self.timings.unhealthy_after, self.timings.operator_remove_after
-        unhealthy = timing_ms(entry.metadata, UNHEALTHY_AFTER_KEY) if entry.metadata else None
-        remove = timing_ms(entry.metadata, REMOVE_AFTER_KEY) if entry.metadata else None
+            return timings.unhealthy_after, timings.operator_remove_after
+        unhealthy = timing_ms(said, UNHEALTHY_AFTER_KEY) if UNHEALTHY_AFTER_KEY in said else None
+        remove = timing_ms(said, REMOVE_AFTER_KEY) if REMOVE_AFTER_KEY in said else None
         return (
-            unhealthy / 1000 if unhealthy else self.timings.unhealthy_after,
-            remove / 1000 if remove else self.timings.remove_after,
+            unhealthy / 1000 if unhealthy else timings.unhealthy_after,
+            remove / 1000 if remove else timings.remove_after,
         )
 
-    def _put(self, lease: Lease, held: Held, new: Reason = Reason.REGISTERED) -> None:
+    def _put(self, lease: Lease, held: Held, old: Held | None, new: Reason = Reason.REGISTERED) -> None:
         """Have a lease hold an entry, in the place of what it said before.
 
         Args:
             lease: holds it.
             held: the entry.
+            old: what it held before under the same name.
             new: why, of an entry that it did not hold before.
         """
         ref = held.ref
-        old = lease.entries.get(ref)
         lease.quiet += held.silent - (old is not None and old.silent)
         lease.entries[ref] = held
         if held.down != (ref in lease.down):
             lease.down ^= {ref}
         self.groups.add(held, old)
-        self._removed.pop((lease.id, ref), None)
+        if old is None and self._removed:
+            self._removed.pop((lease.id, ref), None)
         if held.kind is Kind.CHECKER:
             if old is None or old.down != held.down:
                 self._note(held, Reason.CHECK_FAILED if held.down else Reason.CHECK_PASSED)
@@ -339,7 +341,6 @@ class Ledger:
         Only of one's own leases: another replica does so with its own when it hears of the newer entry. And
         only by what somebody says now: after a restart nobody holds anything yet, and all may come back.
         """
-        entry = held.entry
         group = self.groups.get(group_key(held.ref))
         if (
             group is None
@@ -347,7 +348,8 @@ class Ledger:
             or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP)
         ):
             return
-        for other in list(group.held):
+        entry = held.entry
+        for other in group.held:
             same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
             if other.lease != held.lease and same and other.kind is Kind.SESSION and other.order < held.order:
                 former = self._leases[other.lease]
@@ -386,7 +388,7 @@ class Ledger:
             every: whoever's they are. Else only of leases that this replica may write: its own and orphans.
         """
         group = self.groups.get(key)
-        for held in list(group.held) if group else ():
+        for held in group.held if group else ():
             lease = self._leases[held.lease]
             own = lease.origin == self.ordinal
             if not (own or every or lease.orphan) or not lease.expires:
@@ -488,7 +490,8 @@ class Ledger:
     def _changed_entry(self, lease: Lease, ref: EntryRef) -> None:
         if self._is_written(lease):
             changes = self._change_of(lease)
-            changes.drop.pop(ref, None)
+            if changes.drop:
+                changes.drop.pop(ref, None)
             changes.put[ref] = None
 
     def _write(
@@ -540,41 +543,36 @@ class Ledger:
         put: dict[ServiceKey, list[Instance]] = {}
         drop: dict[ServiceKey, list[InstanceKey]] = {}
         for before, after in self.groups.merge_touched(now, self.rulings.override):
-            for where, instance in after.items():
-                if before.get(where) != instance:
-                    put.setdefault(where[0], []).append(instance)
-            for where in before:
-                if where not in after:
-                    drop.setdefault(where[0], []).append(where[1])
-        for name in {**put, **drop}:
-            self._change_service(name, put.get(name, []), drop.get(name, []), now)
+            former = {(one.service, one.instance.key): one.instance for one in before}
+            for one in after:
+                if former.pop((one.service, one.instance.key), None) != one.instance:
+                    put.setdefault(one.service, []).append(one.instance)
+            for service, key in former:
+                drop.setdefault(service, []).append(key)
+        for service, instances in put.items():
+            self._change_service(service, instances, drop.pop(service, ()), now)
+        for service, keys in drop.items():
+            self._change_service(service, (), keys, now)
 
     def _change_service(
-        self, name: ServiceKey, put: list[Instance], drop: list[InstanceKey], now: float
+        self, name: ServiceKey, put: Sequence[Instance], drop: Sequence[InstanceKey], now: float
     ) -> None:
         service = self.services.get(name)
         if service is None:
             service = Service(name, number=0, now=now)
             self.services.add(service)
         held = len(service.instances)
-        self.digest ^= _list_digest(name, service.digest)
         for instance in put:
             service.put(instance)
         for key in drop:
             service.drop(key)
-        self.digest ^= _list_digest(name, service.digest)
-        self.services.grown(service, len(service.instances) - held)
+        self.services.changed(service, len(service.instances) - held)
         self._number += 1
         change = ServiceChanged(name, service.number, self._number, tuple(put), tuple(drop))
         service.record(change, now)
         if not service.instances:
             self._empty[name] = None
         self._events.append(change)
-
-
-def _list_digest(name: ServiceKey, digest: int) -> int:
-    """Return a list's part in the whole book's digest. An empty list is no list: it has none."""
-    return xxhash.xxh64_intdigest(f"{name} {digest}".encode()) if digest else 0
 
 
 def _record(held: Held) -> EntryRecord:

@@ -210,13 +210,12 @@ class ReplicatedLedger(Ledger):
                 self._note(old, Reason.SILENT if record.silent else Reason.RECOVERED)
             if old.down != record.down:
                 self._note(old, Reason.APPLICATION_DOWN if record.down else Reason.APPLICATION_UP)
-        held = self._held(lease, record, now)
-        self._put(lease, held)
+        held = self._held(lease, record, old, now)
+        self._put(lease, held, old)
         self._supersede(held, now)
 
-    def _held(self, lease: Lease, record: EntryRecord, now: float) -> Held:
+    def _held(self, lease: Lease, record: EntryRecord, old: Held | None, now: float) -> Held:
         unhealthy_after, remove_after = self._patience(lease, record.entry)
-        old = lease.entries.get(record.entry.ref)
         entry = self._kept(record.entry, old)
         return Held(
             entry=entry,
@@ -255,7 +254,8 @@ class ReplicatedLedger(Ledger):
         for record in write.put:
             if not record.entry.owner or record.entry.owner not in self.pods:
                 self._order = max(self._order, record.order)
-                self._put(lease, self._held(lease, record, now), Reason.RESTORED)
+                old = lease.entries.get(record.entry.ref)
+                self._put(lease, self._held(lease, record, old, now), old, Reason.RESTORED)
         if own and not lease.entries:
             self._forget_lease(lease, Reason.RESTORED, now)
             return

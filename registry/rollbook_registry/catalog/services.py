@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import xxhash
+
 from rollbook.digest import instance_digest
 
 if TYPE_CHECKING:
@@ -96,6 +98,11 @@ class Service:
         return put, [k for k in touched if k not in self.instances]
 
 
+def _list_digest(service: Service) -> int:
+    """Return a list's part in the whole book's digest. An empty list is no list: it has none."""
+    return xxhash.xxh64_intdigest(f"{service.key} {service.digest}".encode()) if service.digest else 0
+
+
 class Usage:
     """How much is in a namespace."""
 
@@ -118,6 +125,26 @@ class Services:
         self._count = 0
         self.instances = 0
         """Instances in all services."""
+        self._digest = 0
+        self._parts: dict[ServiceKey, int] = {}
+        """What each list has brought into the digest."""
+        self._stale: dict[ServiceKey, None] = {}
+        """Lists that have changed since."""
+
+    @property
+    def digest(self) -> int:
+        """XOR over all lists, to be compared with other replicas'.
+
+        It is worked out when somebody asks: replicas do every few seconds, and who is alone never does.
+        """
+        for key in self._stale:
+            service = self.get(key)
+            part = _list_digest(service) if service is not None else 0
+            self._digest ^= self._parts.pop(key, 0) ^ part
+            if part:
+                self._parts[key] = part
+        self._stale.clear()
+        return self._digest
 
     def usage(self, namespace: str) -> Usage:
         """Return how much is in a namespace. It is not to be changed."""
@@ -127,10 +154,12 @@ class Services:
         """The namespaces that have services."""
         yield from self._namespaces
 
-    def grown(self, service: Service, by: int) -> None:
-        """Take notice of how many instances a service got, or lost."""
-        self.instances += by
-        self._usage[service.key.namespace].instances += by
+    def changed(self, service: Service, by: int) -> None:
+        """Take notice that a list is another one, and how many more instances it has."""
+        self._stale[service.key] = None
+        if by:
+            self.instances += by
+            self._usage[service.key.namespace].instances += by
 
     def get(self, key: ServiceKey) -> Service | None:
         """Return a service, if it is there."""
@@ -149,6 +178,9 @@ class Services:
         namespace = self._namespaces.get(key.namespace, {})
         if namespace.pop((key.group, key.name), None) is None:
             return
+        if key not in self._parts:
+            # Nobody was told of it while it had a list.
+            self._stale.pop(key, None)
         self._count -= 1
         self._usage[key.namespace].services -= 1
         if not namespace:

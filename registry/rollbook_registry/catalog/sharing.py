@@ -19,7 +19,10 @@ MAX_SHARED: Final = 4096
 
 
 class Sharing:
-    """Metadata that have been seen lately. Nobody changes metadata once they are in an entry."""
+    """Metadata that have been seen lately. Nobody changes metadata once they are in an entry.
+
+    The same pairs in another order count as others: whoever says much alike says it in the same order.
+    """
 
     def __init__(self) -> None:
         self._metadata: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
@@ -30,7 +33,7 @@ class Sharing:
         if metadata:
             if len(self._metadata) >= MAX_SHARED:
                 self._metadata.clear()
-            metadata = self._metadata.setdefault(tuple(sorted(metadata.items())), metadata)
+            metadata = self._metadata.setdefault(tuple(metadata.items()), metadata)
         return msgspec.structs.replace(
             entry,
             # Interned texts are let go of with their last user.
