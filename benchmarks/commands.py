@@ -1,8 +1,8 @@
 """Commands: what a registration, a beat and a deregistration cost in process, without sockets.
 
-The registry is a whole one (:class:`~rollbook_registry.server.Server`), so that everything that listens to the
-book in earnest listens here: history, counters, the journal, the sessions. Nothing is sent to it; its book is
-called as the HTTP API calls it. Times are of the processor, which others on the machine disturb less.
+The registry is a whole one (:class:`~rollbook_registry.server.Server`), so that all that listens to a book in
+earnest listens here: history, counters, the journal, the sessions. Nothing is sent to it; its book is called
+as the HTTP API calls it. Times are of the processor, which others on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from rollbook_registry.server import Server
 from rollbook_registry.settings import RegistrySettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from benchmarks.rounds import Options
     from rollbook.model import Entry, Instance
 
@@ -245,8 +243,8 @@ async def run(options: Options) -> Result:
     return Result(
         rows=rows,
         limit=(
-            "a dict of dicts with the same keys that remembers when it was touched; where a body comes in, it is "
-            "decoded and encoded by msgspec too"
+            "a dict of dicts with the same keys that remembers when it was touched; where a body comes in, "
+            "it is decoded and encoded by msgspec too"
         ),
         notes=[
             "one process, no sockets; microseconds of its processor time for one command",

@@ -36,7 +36,6 @@ class AttentiveClock:
     def read(self, now: float) -> float:
         """Return the attentive time without taking notice."""
         gap = now - self._last
-        # Spelled out, since every beat asks: calling min and max would be half of what this takes.
-        if gap <= 0.0:
-            return self._time
-        return self._time + (gap if gap < self._max_step else self._max_step)
+        if 0.0 <= gap <= self._max_step:
+            return self._time + gap
+        return self._time if gap < 0.0 else self._time + self._max_step

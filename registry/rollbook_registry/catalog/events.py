@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import msgspec
 
-if TYPE_CHECKING:
-    from rollbook.model import Instance
-    from rollbook.names import InstanceKey, LeaseId, ServiceKey
-    from rollbook_registry.catalog.records import LeaseWrite, PodRecord
+from rollbook.model import Instance
+from rollbook.names import InstanceKey, LeaseId, ServiceKey
+from rollbook_registry.catalog.records import LeaseWrite, PodRecord
 
 
 class Reason(StrEnum):

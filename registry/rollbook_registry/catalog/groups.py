@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rollbook.model import EntryRef
-from rollbook_registry.catalog.merge import merge
+from rollbook_registry.catalog.leases import Held
+from rollbook_registry.catalog.merge import Visible, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rollbook.model import Instance
-    from rollbook_registry.catalog.leases import Held
-    from rollbook_registry.catalog.merge import Visible
 
 GroupKey = str | EntryRef
 """A pod's UID; or the endpoint, of what has no owner."""
@@ -58,7 +57,8 @@ class Groups:
         self._groups: dict[GroupKey, Group] = {}
         self._at_address: dict[str, GroupKey | set[GroupKey]] = {}
         """Most addresses have one group, and a set of one would be its largest part."""
-        self._touched: dict[GroupKey, None] = {}
+        self.touched: dict[GroupKey, None] = {}
+        """What has to be merged again."""
         self.silent: dict[str, float] = {}
         """Pods that Kubernetes calls ready and nobody beats for, and since when."""
 
@@ -69,7 +69,7 @@ class Groups:
     def add(self, held: Held, old: Held | None) -> None:
         """Put an entry where it belongs, in the place of what its lease said before."""
         key = group_key(held.ref)
-        self._touched[key] = None
+        self.touched[key] = None
         if old is not None:
             group = self._groups[key]
             group.held = tuple(held if one is old else one for one in group.held)
@@ -88,7 +88,7 @@ class Groups:
         group.held = tuple(one for one in group.held if one is not held)
         if not any(h.ref.ip == ip for h in group.held):
             self._leave_address(ip, key)
-        self._touched[key] = None
+        self.touched[key] = None
 
     def _enter_address(self, ip: str, key: GroupKey) -> None:
         there = self._at_address.setdefault(ip, key)
@@ -106,17 +106,12 @@ class Groups:
 
     def touch(self, ref: EntryRef) -> None:
         """Have a group merged again."""
-        self._touched[group_key(ref)] = None
+        self.touched[group_key(ref)] = None
 
     def at_address(self, ip: str) -> list[GroupKey]:
         """Which groups have something at an address."""
         there = self._at_address.get(ip, set())
         return list(there) if isinstance(there, set) else [there]
-
-    @property
-    def touched(self) -> bool:
-        """Whether anything has to be merged again."""
-        return bool(self._touched)
 
     def merge_touched(
         self, now: float, last: Callable[[Visible], Visible]
@@ -130,7 +125,7 @@ class Groups:
         Yields:
             What was shown of a group before, and what is now, where that is different.
         """
-        touched, self._touched = self._touched, {}
+        touched, self.touched = self.touched, {}
         for key in touched:
             group = self._groups.get(key)
             if group is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, timing_ms
+from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, EntryRef, timing_ms
 from rollbook.problems import Problem
 from rollbook_registry.catalog.events import (
     Deadline,
@@ -37,7 +37,7 @@ from rollbook_registry.catalog.sharing import Sharing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from rollbook.model import Entry, EntryRef, Instance
+    from rollbook.model import Entry, Instance
     from rollbook.names import InstanceKey, LeaseId, ServiceKey
     from rollbook_registry.catalog.groups import GroupKey
     from rollbook_registry.catalog.records import PodRecord

@@ -103,7 +103,7 @@ class Judgement(NamedTuple):
         return self.instance
 
 
-class Merged(NamedTuple):
+class Merged(msgspec.Struct, frozen=True, gc=False):
     """What everybody sees of one pod, or one endpoint.
 
     Attributes:

@@ -85,7 +85,7 @@ def _has_room(entries: list[Entry], *, quotas: Quotas, services: Services, rulin
     return (
         services.instances + len(entries) <= quotas.max_instances
         and len(services) + len(entries) <= quotas.max_services
-        and not any(entry.namespace in rulings.namespaces for entry in entries)
+        and not (rulings.namespaces and any(entry.namespace in rulings.namespaces for entry in entries))
     )
 
 

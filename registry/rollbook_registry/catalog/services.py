@@ -49,7 +49,8 @@ class Service:
         self.number = number
         self.digest = 0
         self.emptied: float | None = now
-        self._log: list[ServiceChanged] = []
+        self._log: list[tuple[int, *tuple[InstanceKey, ...]]] = []
+        """Of each change: the list before it, and whose keys it was about."""
 
     def put(self, instance: Instance) -> None:
         """Enter an instance, or change it."""
@@ -77,7 +78,9 @@ class Service:
     def record(self, change: ServiceChanged, now: float) -> None:
         """Remember a change that has been made, for subscribers that are a little behind."""
         self.number = change.number
-        self._log.append(change)
+        # Not the change itself: it would keep instances that are long replaced.
+        keys = (*[i.key for i in change.put], *change.drop)
+        self._log.append((change.base, *keys))
         if len(self._log) > LOG_LENGTH:
             del self._log[0]
         self.emptied = None if self.instances else now
@@ -87,10 +90,9 @@ class Service:
         if number == self.number:
             return [], []
         touched: dict[InstanceKey, None] = {}
-        for change in reversed(self._log):
-            touched.update(dict.fromkeys(i.key for i in change.put))
-            touched.update(dict.fromkeys(change.drop))
-            if change.base == number:
+        for base, *keys in reversed(self._log):
+            touched.update(dict.fromkeys(keys))
+            if base == number:
                 break
         else:
             return None
@@ -120,7 +122,7 @@ class Services:
     """All services, by namespace."""
 
     def __init__(self) -> None:
-        self._namespaces: dict[str, dict[tuple[str, str], Service]] = {}
+        self._namespaces: dict[str, dict[ServiceKey, Service]] = {}
         self._usage: dict[str, Usage] = {}
         self._count = 0
         self.instances = 0
@@ -164,19 +166,19 @@ class Services:
     def get(self, key: ServiceKey) -> Service | None:
         """Return a service, if it is there."""
         namespace = self._namespaces.get(key.namespace)
-        return None if namespace is None else namespace.get((key.group, key.name))
+        return None if namespace is None else namespace.get(key)
 
     def add(self, service: Service) -> None:
         """Add a service that isn't there."""
         key = service.key
-        self._namespaces.setdefault(key.namespace, {})[key.group, key.name] = service
+        self._namespaces.setdefault(key.namespace, {})[key] = service
         self._usage.setdefault(key.namespace, Usage()).services += 1
         self._count += 1
 
     def discard(self, key: ServiceKey) -> None:
         """Remove a service, and its namespace with the last one."""
         namespace = self._namespaces.get(key.namespace, {})
-        if namespace.pop((key.group, key.name), None) is None:
+        if namespace.pop(key, None) is None:
             return
         if key not in self._parts:
             # Nobody was told of it while it had a list.

@@ -26,6 +26,7 @@ class Sharing:
 
     def __init__(self) -> None:
         self._metadata: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+        self._ports: dict[int, int] = {}
 
     def share(self, entry: Entry) -> Entry:
         """Return an equal entry, made of what is there already as far as possible."""
@@ -36,6 +37,7 @@ class Sharing:
             metadata = self._metadata.setdefault(tuple(metadata.items()), metadata)
         return msgspec.structs.replace(
             entry,
+            port=self._ports.setdefault(entry.port, entry.port),
             # Interned texts are let go of with their last user.
             service=sys.intern(entry.service),
             namespace=sys.intern(entry.namespace),

@@ -502,7 +502,7 @@ class Book(RuleBasedStateMachine):
         assert (
             catalog.groups._groups,
             catalog.groups._at_address,
-            catalog.groups._touched,
+            catalog.groups.touched,
             catalog._empty,
         ) == ({}, {}, {}, {})
         assert len(catalog.services) == 0
