@@ -196,11 +196,10 @@ def _expire(book: Book, count: int) -> float:
         rest = set(due) - set(mine)
         began = time.process_time()
         for lease in mine:
-            book.catalog.expire(lease, book.now)
+            book.catalog.expire([lease], book.now)
         took += time.process_time() - began
         book.drain()
-        for lease in rest:
-            book.catalog.expire(lease, book.now)
+        book.catalog.look(rest, book.now)
         book.drain()
     if book.catalog.lease(_lease(first)) is not None:
         raise AssertionError("what was silent is still there")

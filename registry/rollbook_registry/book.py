@@ -37,7 +37,7 @@ from rollbook_registry.metrics import BookCollector, Metrics
 from rollbook_registry.push import Outlet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rollbook_registry.catalog import Event
     from rollbook_registry.settings import RegistrySettings
@@ -192,14 +192,17 @@ class Book:
 
     def tick(self) -> None:
         """Look at whose deadline has come."""
-        lost = self._attentive.lost
-        now = self._attentive.look(self._clock())
-        if self._attentive.lost > lost:
-            missed = self._attentive.lost - lost
-            self.metrics.loop_lag_lost.inc(missed)
-            log.warning("stalled", seconds=round(missed, 3), effect="nobody is judged by this time")
+        for _ in self._steps():
+            pass
+
+    def _steps(self) -> Iterator[None]:
+        """Do what a tick is for; between two steps others may have their turn."""
+        now = self._look()
         protected = self.expiry.protection.active
-        self.expiry.turn(now)
+        for _ in self.expiry.steps(now):
+            self._publish()
+            yield
+            self._look()
         self._tell_protection(before=protected)
         if now - self._swept >= SWEEP_INTERVAL:
             self._swept = now
@@ -211,13 +214,24 @@ class Book:
             log.info("settled", services=len(self.catalog.services), leases=self.catalog.leases)
             self.on_settled()
 
+    def _look(self) -> float:
+        """Look at the clock, and tell what was missed since the last look."""
+        lost = self._attentive.lost
+        now = self._attentive.look(self._clock())
+        if self._attentive.lost > lost:
+            missed = self._attentive.lost - lost
+            self.metrics.loop_lag_lost.inc(missed)
+            log.warning("stalled", seconds=round(missed, 3), effect="nobody is judged by this time")
+        return now
+
     async def _turn(self) -> None:
         tick = self.settings.expiry_tick
         while True:
             due = self._clock() + tick
             await asyncio.sleep(tick)
             self.metrics.loop_lag.set(max(0.0, self._clock() - due))
-            self.tick()
+            for _ in self._steps():
+                await asyncio.sleep(0)
 
     async def _work_off(self) -> None:
         while True:

@@ -7,12 +7,13 @@ and of the store; those of other replicas are in :mod:`~rollbook_registry.catalo
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rollbook.names import instance_key
 from rollbook.problems import Problem
 from rollbook_registry.catalog.definitions import Configured, Defined, Named, Overridden
-from rollbook_registry.catalog.events import Happened, LeaseChanged, Reason, ServiceForgotten
+from rollbook_registry.catalog.events import Deadline, Happened, LeaseChanged, Reason, ServiceForgotten
 from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.leases import DEFINITIONS, NOTHING, Held, Kind, Lease
 from rollbook_registry.catalog.ledger import ENDED_KEPT
@@ -291,18 +292,54 @@ class Catalog(ReplicatedLedger):
 
     # --- time ------------------------------------------------------------------------------------------
 
-    def expire(self, id_: LeaseId, now: float, *, remove: bool = True) -> None:
-        """Look at a lease whose deadline has come: silent entries turn, or go.
+    def look(self, ids: Iterable[LeaseId], now: float) -> list[LeaseId]:
+        """Look at leases whose deadlines have come: entries that are silent turn.
+
+        Returns:
+            Those of which something has been silent for so long that it has to go. Nothing happens to them
+            until somebody has judged that, and has them expire.
+        """
+        overdue = []
+        for id_ in ids:
+            lease = self._expiring(id_)
+            if lease is None:
+                continue
+            deadline = lease.deadline(lease.entries.values())
+            if deadline is not None and now < deadline:
+                # Nearly all have beaten since.
+                lease.protected = False
+                self._events.append(Deadline(id_, deadline))
+            elif lease.overdue(now):
+                overdue.append(id_)
+            else:
+                self._expire(lease, now, remove=False)
+        self._commit(now)
+        return overdue
+
+    def expire(self, ids: Iterable[LeaseId], now: float, *, remove: bool = True) -> None:
+        """Have silence do to leases what it has to: entries turn, or go.
 
         Args:
-            id_: which lease.
+            ids: which leases.
             now: attentive time.
             remove: whether what has been silent for too long may go; else it is kept as protected.
         """
+        for id_ in ids:
+            lease = self._expiring(id_)
+            if lease is not None:
+                self._expire(lease, now, remove=remove)
+        self._commit(now)
+
+    def _expiring(self, id_: LeaseId) -> Lease | None:
+        """Return a lease if silence may do something to it here.
+
+        It may have had entries when its deadline was set, and be held by a session all the same.
+        """
         lease = self._leases.get(id_)
-        if lease is None or lease.origin != self.ordinal or not lease.expires or not lease.entries:
-            # It may have had entries when its deadline was set, and be held by a session all the same.
-            return
+        known = lease is not None and lease.origin == self.ordinal and lease.expires and lease.entries
+        return lease if known else None
+
+    def _expire(self, lease: Lease, now: float, *, remove: bool) -> None:
         rest = []
         for held in list(lease.entries.values()):
             idle = now - lease.last_seen(held)
@@ -324,7 +361,6 @@ class Catalog(ReplicatedLedger):
             self._forget_lease(lease, Reason.EXPIRED, now)
         # What is kept is looked at again when whoever keeps it says.
         self._watch(lease, rest)
-        self._commit(now)
 
     def overdue(self, id_: LeaseId, now: float) -> bool:
         """Say whether something of a lease has been silent for so long that it has to go."""
@@ -341,16 +377,13 @@ class Catalog(ReplicatedLedger):
         if now - self._swept_pods >= PODS_SWEPT:
             self._swept_pods = now
             self.pods.forget(now)
-        while self._ended:
-            id_ = next(iter(self._ended))
-            if now - self._ended[id_].at < ENDED_KEPT:
-                break
+        # The oldest come first. They are found before the first of them goes: a dictionary passes by all that
+        # has gone from its front each time that it is asked for its first key.
+        long_ago = now - ENDED_KEPT
+        for id_ in list(takewhile(lambda id_: self._ended[id_].at <= long_ago, self._ended)):
             del self._ended[id_]
-        while self._removed:
-            removed = next(iter(self._removed))
-            if now - self._removed[removed] < ENDED_KEPT:
-                break
-            del self._removed[removed]
+        for one in list(takewhile(lambda one: self._removed[one] <= long_ago, self._removed)):
+            del self._removed[one]
         for key in list(self._empty):
             service = self.services.get(key)
             if service is None or service.emptied is None:

@@ -9,7 +9,8 @@ decided by the commands, in :mod:`~rollbook_registry.catalog.catalog` for client
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -47,6 +48,8 @@ ENDED_KEPT: Final = 600.0
 
 MAX_ENDED: Final = 100_000
 """Ended leases, and ended instances of plain HTTP clients, that are remembered; then the oldest are not."""
+
+K = TypeVar("K")
 
 _NO_ENDS: Final = {Reason.HIDDEN, Reason.RESTORED}
 """Why an entry leaves this book though nobody said that it has ended: its client's beats are heard."""
@@ -234,7 +237,7 @@ class Ledger:
             ended = ended._replace(term=former.term)
         self._ended[id_] = ended
         if len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
+            _forget_oldest(self._ended)
 
     def _end(self, lease: Lease, reason: Reason, now: float) -> None:
         for held in list(lease.entries.values()):
@@ -364,7 +367,7 @@ class Ledger:
         if lease.kind is Kind.HTTP and reason not in _NO_ENDS:
             self._removed[lease.id, ref] = now
             if len(self._removed) > MAX_ENDED:
-                del self._removed[next(iter(self._removed))]
+                _forget_oldest(self._removed)
         lease.quiet -= held.silent
         if ref in lease.down:
             lease.down -= {ref}
@@ -573,6 +576,12 @@ class Ledger:
         if not service.instances:
             self._empty[name] = None
         self._events.append(change)
+
+
+def _forget_oldest(memory: dict[K, Any]) -> None:
+    """Forget a hundredth at once: to find a dictionary's first key means to pass by all that went before."""
+    for key in list(islice(memory, MAX_ENDED // 100)):
+        del memory[key]
 
 
 def _record(held: Held) -> EntryRecord:
