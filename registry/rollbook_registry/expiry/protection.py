@@ -86,10 +86,10 @@ class Protection:
             self._base, self._spent = leases(), 0
             self._kept = {}
         left = self._left(len(overdue), leases)
-        chosen = list(overdue)
-        if len(chosen) > left:
-            self._rng.shuffle(chosen)
-        out, kept = chosen[:left], chosen[left:]
+        out, kept = list(overdue), []
+        if len(out) > left:
+            chosen = set(self._rng.sample(out, left))
+            out, kept = [o for o in overdue if o in chosen], [o for o in overdue if o not in chosen]
         self._spent += len(out)
         self._kept.update(dict.fromkeys(kept))
         return Judged(out, kept)
