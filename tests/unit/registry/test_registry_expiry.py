@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from registrykit import TICK, Ledger, a_ref, an_entry
@@ -283,6 +285,24 @@ def test_a_service_that_was_dropped_begins_anew_with_a_number_never_used(ledger)
     assert service.number > number
     assert service.since(number) is None
     assert [i.port for i in service.since(0)[0]] == [8080]
+
+
+def test_the_changes_that_are_remembered_keep_no_instance_that_was_replaced(ledger):
+    ledger.enter("a", an_entry(weight=2.0))
+    replaced = ledger.only()
+    ledger.register("a", an_entry(weight=3.0))
+    ledger.take()
+    # Its local name, and the argument of the call.
+    assert sys.getrefcount(replaced) == 2
+    assert [i.weight for i in ledger.catalog.service(an_entry().service_key).since(0)[0]] == [3.0]
+
+
+def test_services_that_came_and_went_unseen_leave_nothing_in_the_digest(ledger):
+    ledger.enter("a", an_entry())
+    ledger.release("a")
+    ledger.wait(61.0)
+    assert not ledger.catalog.services._stale
+    assert ledger.catalog.digest == 0
 
 
 def test_who_is_silent_is_counted_exactly_so_that_a_beat_looks_only_then(ledger):
