@@ -133,16 +133,18 @@ class Book:
             Deadline: lambda event: self.expiry.watch(event.lease, event.at),
             Happened: self._tell,
             LeaseChanged: self._tell_lease,
-            Written: self._tell_listeners,
+            Written: self._record,
             PodsMarked: self._tell_pods,
         }
         self.on_settled: Callable[[], None] = lambda: None
         self.gone: dict[str, None] = {}
         """Pods that were closed or fenced before the book was settled: it may never have shown them."""
-        self.listeners: list[Callable[[Event], None]] = []
+        self.recorders: list[Callable[[Event], None]] = []
         """Are told what leases' records have become, and which pods were closed or fenced."""
         self.flushes: list[Callable[[], None]] = []
-        """Are called when the listeners have been told all that came of a command, before it is answered."""
+        """Are called when the recorders have been told all that came of a command, before it is answered."""
+        self.listeners: list[Callable[[Event], None]] = []
+        """Are told which pods were closed or fenced."""
 
     def now(self) -> float:
         """Return the attentive time that the catalog lives by."""
@@ -255,14 +257,16 @@ class Book:
         for flush in self.flushes:
             flush()
 
-    def _tell_listeners(self, event: Event) -> None:
-        for listener in self.listeners:
-            listener(event)
+    def _record(self, event: Event) -> None:
+        for recorder in self.recorders:
+            recorder(event)
 
     def _tell_pods(self, event: PodsMarked) -> None:
         if not self.outlet.settled:
             self.gone.update(dict.fromkeys(p.uid for p in event.pods if p.age <= GONE_TOLD))
-        self._tell_listeners(event)
+        self._record(event)
+        for listener in self.listeners:
+            listener(event)
 
     def _tell_lease(self, event: LeaseChanged) -> None:
         if self._detailed:

@@ -166,7 +166,7 @@ def test_two_lives_of_a_registry_have_different_names(make):
 def test_what_came_of_a_command_is_told_whole_before_it_is_answered(make):
     book = make()
     heard = []
-    book.listeners.append(lambda event: heard.append(type(event).__name__))
+    book.recorders.append(lambda event: heard.append(type(event).__name__))
     book.flushes.append(lambda: heard.append("flush"))
     enter(book, an_entry(1), an_entry(2, ip="10.0.0.2"))
     assert heard == ["Written", "flush", "Written", "flush"]

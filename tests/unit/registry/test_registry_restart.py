@@ -75,7 +75,7 @@ async def test_what_was_removed_does_not_come_back(start):
     keeper = first.server.keeper
     keeper.flush()
     keeper._changed = False
-    first.book.listeners.remove(keeper.take)
+    first.book.recorders.remove(keeper.take)
     await stop(first)
     second = await start()
     assert ports(second) == [2]
