@@ -26,6 +26,7 @@ NAMES: Final = (
     "store",
     "sidecar_lookups",
     "commands",
+    "silence",
     "catalog_size",
     "cluster_detection",
 )

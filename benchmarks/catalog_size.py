@@ -22,6 +22,7 @@ from rollbook.names import LeaseId
 from rollbook_registry.catalog import Catalog, Deadline, Quotas, Timings
 from rollbook_registry.catalog.leases import Kind, http_lease
 from rollbook_registry.expiry import Expiry, Protected, Protection, Wheel
+from rollbook_registry.expiry.expiry import SLICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,8 +196,8 @@ def _expire(book: Book, count: int) -> float:
         mine = [_lease(number) for number in range(first, first + count)]
         rest = set(due) - set(mine)
         began = time.process_time()
-        for lease in mine:
-            book.catalog.expire([lease], book.now)
+        for first in range(0, count, SLICE):
+            book.catalog.expire(mine[first : first + SLICE], book.now)
         took += time.process_time() - began
         book.drain()
         book.catalog.look(rest, book.now)

@@ -194,10 +194,10 @@ class Book:
 
     def tick(self) -> None:
         """Look at whose deadline has come."""
-        for _ in self._steps():
+        for _ in self.steps():
             pass
 
-    def _steps(self) -> Iterator[None]:
+    def steps(self) -> Iterator[None]:
         """Do what a tick is for; between two steps others may have their turn."""
         now = self._look()
         protected = self.expiry.protection.active
@@ -232,7 +232,7 @@ class Book:
             due = self._clock() + tick
             await asyncio.sleep(tick)
             self.metrics.loop_lag.set(max(0.0, self._clock() - due))
-            for _ in self._steps():
+            for _ in self.steps():
                 await asyncio.sleep(0)
 
     async def _work_off(self) -> None:

@@ -369,8 +369,8 @@ class Catalog(ReplicatedLedger):
 
     def speaking(self) -> int:
         """Count this replica's leases that hold something, and that silence ends."""
-        own = (lease for lease in self._leases.values() if lease.origin == self.ordinal)
-        return sum(1 for lease in own if lease.entries and lease.expires)
+        own = self.ordinal
+        return len([o for o in self._leases.values() if o.entries and o.origin == own and o.expires])
 
     def sweep(self, now: float) -> None:
         """Let go of what is only remembered: empty services, ended leases, old fences."""

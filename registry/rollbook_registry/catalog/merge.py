@@ -116,6 +116,8 @@ class Merged(msgspec.Struct, frozen=True, gc=False):
 
 def merge(entries: Collection[Held]) -> Merged:
     """Merge what is said about one pod, or one endpoint."""
+    if not entries:
+        return Merged((), silent=False)
     if len(entries) == 1:
         (held,) = entries
         if held.kind in _PUBLISHERS:
