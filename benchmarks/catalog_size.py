@@ -196,8 +196,8 @@ def _expire(book: Book, count: int) -> float:
         mine = [_lease(number) for number in range(first, first + count)]
         rest = set(due) - set(mine)
         began = time.process_time()
-        for first in range(0, count, SLICE):
-            book.catalog.expire(mine[first : first + SLICE], book.now)
+        for start in range(0, count, SLICE):
+            book.catalog.expire(mine[start : start + SLICE], book.now)
         took += time.process_time() - began
         book.drain()
         book.catalog.look(rest, book.now)
