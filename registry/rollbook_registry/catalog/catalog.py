@@ -165,6 +165,7 @@ class Catalog(ReplicatedLedger):
         entries = list(entries)
         self._check_entries(id_, entries, now, limited=lease.expires)
         held = [self._hold(lease, entry, now) for entry in entries]
+        self._supersede(lease, held, now)
         if lease.kind is not Kind.HTTP:
             self._heard(lease, now)
         # The deadlines of what it held before are known; looking at all would cost what the lease is large.
@@ -183,10 +184,11 @@ class Catalog(ReplicatedLedger):
         """
         self._check_entries(id_, [entry], now, limited=True)
         lease = self._open(id_, kind=Kind.HTTP, term=term, epoch=0, now=now)
-        held = self._hold(lease, entry, now)
-        held.term = lease.term
+        held = [self._hold(lease, entry, now)]
+        held[0].term = lease.term
         lease.protected = False
-        self._watch(lease, [held])
+        self._supersede(lease, held, now)
+        self._watch(lease, held)
         self._commit(now)
         return lease.term
 

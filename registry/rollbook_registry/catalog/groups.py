@@ -72,7 +72,8 @@ class Groups:
         self.touched[key] = None
         if old is not None:
             group = self._groups[key]
-            group.held = tuple(held if one is old else one for one in group.held)
+            at = group.held.index(old)
+            group.held = (*group.held[:at], held, *group.held[at + 1 :])
             return
         known = self._groups.get(key)
         if known is None:
@@ -85,7 +86,8 @@ class Groups:
         """Take an entry away."""
         key, ip = group_key(held.ref), held.ref.ip
         group = self._groups[key]
-        group.held = tuple(one for one in group.held if one is not held)
+        at = group.held.index(held)
+        group.held = group.held[:at] + group.held[at + 1 :]
         if not any(h.ref.ip == ip for h in group.held):
             self._leave_address(ip, key)
         self.touched[key] = None

@@ -272,7 +272,6 @@ class Ledger:
         self._put(lease, held, old)
         if old is not None and old.silent:
             self._note(held, Reason.RECOVERED)
-        self._supersede(held, now)
         return held
 
     def _kept(self, entry: Entry, old: Held | None) -> Entry:
@@ -338,23 +337,32 @@ class Ledger:
         lease = self._leases[held.lease]
         return held.kind is Kind.SESSION and lease.holder is None and not lease.attached
 
-    def _supersede(self, held: Held, now: float) -> None:
-        """Let go of what an earlier process at the same endpoint left behind, once its session is gone.
+    def _supersede(self, lease: Lease, said: Iterable[Held], now: float) -> None:
+        """Let go of what an earlier process at the same endpoints left behind, once its session is gone.
 
         Only of one's own leases: another replica does so with its own when it hears of the newer entry. And
         only by what somebody says now: after a restart nobody holds anything yet, and all may come back.
+
+        Args:
+            lease: who says it.
+            said: all that it says at once.
+            now: attentive time.
         """
-        group = self.groups.get(group_key(held.ref))
-        if (
-            group is None
-            or len(group.held) == 1
-            or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP)
-        ):
+        if lease.kind is not Kind.SESSION and lease.kind is not Kind.HTTP:
             return
-        entry = held.entry
-        for other in group.held:
-            same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
-            if other.lease != held.lease and same and other.kind is Kind.SESSION and other.order < held.order:
+        newest: dict[GroupKey, dict[tuple[str, int], int]] = {}
+        for held in said:
+            key = group_key(held.ref)
+            group = self.groups.get(key)
+            if group is not None and len(group.held) > 1:
+                orders, at = newest.setdefault(key, {}), (held.entry.ip, held.entry.port)
+                orders[at] = max(orders.get(at, 0), held.order)
+        for key, orders in newest.items():
+            group = self.groups.get(key)
+            for other in group.held if group is not None else ():
+                order = orders.get((other.entry.ip, other.entry.port), 0)
+                if other.lease == lease.id or other.kind is not Kind.SESSION or other.order >= order:
+                    continue
                 former = self._leases[other.lease]
                 if former.holder is None and former.origin == self.ordinal:
                     self._let_go(former, other, Reason.SUPERSEDED, now)

@@ -19,7 +19,7 @@ MAX_SHARED: Final = 4096
 
 
 class Sharing:
-    """Metadata that have been seen lately. Nobody changes metadata once they are in an entry.
+    """Ports, and metadata that have been seen lately. Nobody changes metadata once they are in an entry.
 
     The same pairs in another order count as others: whoever says much alike says it in the same order.
     """
