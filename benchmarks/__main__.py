@@ -26,6 +26,8 @@ NAMES: Final = (
     "checks",
     "store",
     "sidecar_lookups",
+    "commands",
+    "silence",
     "catalog_size",
     "cluster_detection",
 )

@@ -35,4 +35,7 @@ class AttentiveClock:
 
     def read(self, now: float) -> float:
         """Return the attentive time without taking notice."""
-        return self._time + min(max(0.0, now - self._last), self._max_step)
+        gap = now - self._last
+        if 0.0 <= gap <= self._max_step:
+            return self._time + gap
+        return self._time if gap < 0.0 else self._time + self._max_step

@@ -43,6 +43,9 @@ HOSTNAME_FORM: Final = rf"{_LABEL}(?:\.{_LABEL})*"
 ID_FORM: Final = r"[0-9A-Za-z._:/#@-]+"
 OWNER_FORM: Final = r"[0-9A-Za-z._-]+"
 
+_BYTE: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+
+_IPV4 = re.compile(rf"{_BYTE}(?:\.{_BYTE}){{3}}")
 _NAMESPACE = re.compile(NAMESPACE_FORM)
 _GROUP = re.compile(GROUP_FORM)
 _CLUSTER = re.compile(CLUSTER_FORM)
@@ -64,6 +67,13 @@ class ServiceKey(NamedTuple):
         return f"{self.namespace}/{self.group}@@{self.name}"
 
 
+@functools.lru_cache(maxsize=16_384)
+def same_service_key(namespace: str, group: str, name: str) -> ServiceKey:
+    """Return a service's key; of one that has been asked for lately the very object, since many keep it."""
+    return ServiceKey(namespace, group, name)
+
+
+@functools.lru_cache(maxsize=1024)
 def check_namespace(value: str, field: str = "namespace") -> str:
     """Return a namespace's id if it is acceptable.
 
@@ -75,6 +85,7 @@ def check_namespace(value: str, field: str = "namespace") -> str:
     return value
 
 
+@functools.lru_cache(maxsize=1024)
 def check_group(value: str, field: str = "group") -> str:
     """Return a group's name if it is acceptable.
 
@@ -86,6 +97,7 @@ def check_group(value: str, field: str = "group") -> str:
     return value
 
 
+@functools.lru_cache(maxsize=16_384)
 def check_service(value: str, field: str = "service") -> str:
     """Return a service's name if it is acceptable.
 
@@ -100,6 +112,7 @@ def check_service(value: str, field: str = "service") -> str:
     return value
 
 
+@functools.lru_cache(maxsize=1024)
 def check_cluster(value: str, field: str = "cluster") -> str:
     """Return a cluster's name if it is acceptable.
 
@@ -111,13 +124,18 @@ def check_cluster(value: str, field: str = "cluster") -> str:
     return value
 
 
-@functools.lru_cache(maxsize=32_768)
 def check_ip(value: str, field: str = "ip") -> str:
     """Return an address (IPv4, IPv6 or a host name) in its canonical spelling.
 
     Raises:
         Problem: 400 ``bad_value``.
     """
+    # Most are IPv4, of which there is one spelling; a book may have too many of them to be worth a cache.
+    return value if _IPV4.fullmatch(value) else _check_ip(value, field)
+
+
+@functools.lru_cache(maxsize=16_384)
+def _check_ip(value: str, field: str) -> str:
     try:
         address = ipaddress.ip_address(value)
     except ValueError:

@@ -111,6 +111,16 @@ def bad_value(field: str, value: object, accepted: str) -> Problem:
     return Problem("bad_value", f"{field} is {shown}; accepted: {accepted}", field=field, accepted=accepted)
 
 
+def inside(prefix: str, problem: Problem) -> Problem:
+    """Return what :func:`bad_value` said of a part, as said of the whole: ``port`` as ``entries[3].port``."""
+    return Problem(
+        problem.code,
+        f"{prefix}{problem.detail}",
+        field=f"{prefix}{problem.field}",
+        accepted=problem.accepted,
+    )
+
+
 def from_validation(error: msgspec.ValidationError | msgspec.DecodeError) -> Problem:
     """Turn msgspec's complaint into ours, with the path of the field that it names."""
     text = str(error)

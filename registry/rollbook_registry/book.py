@@ -7,10 +7,11 @@ what comes of it on, in order, before anything else runs.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
@@ -27,6 +28,7 @@ from rollbook_registry.catalog import (
     ServiceChanged,
     ServiceForgotten,
     Timings,
+    Written,
     disagreements,
 )
 from rollbook_registry.catalog.history import History
@@ -35,7 +37,7 @@ from rollbook_registry.metrics import BookCollector, Metrics
 from rollbook_registry.push import Outlet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rollbook_registry.catalog import Event
     from rollbook_registry.settings import RegistrySettings
@@ -122,16 +124,27 @@ class Book:
         self._deferred: deque[tuple[Callable[[Catalog, float], object], int]] = deque()
         self._deferred_entries = 0
         self._deferral = asyncio.Event()
-        # Looked up once: a labelled child costs more to find than to count.
-        self._counted = {reason: self.metrics.events.labels(reason.value) for reason in Reason}
         self._log = log.bind()
+        # Asked once: a log that is closed for these is asked for every registration otherwise.
+        self._detailed: bool = self._log.is_enabled_for(logging.DEBUG)
+        self._hand_on: dict[type, Callable[[Any], None]] = {
+            ServiceChanged: self.outlet.changed,
+            ServiceForgotten: lambda event: self.outlet.forgotten(event.service),
+            Deadline: lambda event: self.expiry.watch(event.lease, event.at),
+            Happened: self._tell,
+            LeaseChanged: self._tell_lease,
+            Written: self._record,
+            PodsMarked: self._tell_pods,
+        }
         self.on_settled: Callable[[], None] = lambda: None
         self.gone: dict[str, None] = {}
         """Pods that were closed or fenced before the book was settled: it may never have shown them."""
-        self.listeners: list[Callable[[Event], None]] = []
+        self.recorders: list[Callable[[Event], None]] = []
         """Are told what leases' records have become, and which pods were closed or fenced."""
         self.flushes: list[Callable[[], None]] = []
-        """Are called when the listeners have been told all that came of a command, before it is answered."""
+        """Are called when the recorders have been told all that came of a command, before it is answered."""
+        self.listeners: list[Callable[[Event], None]] = []
+        """Are told which pods were closed or fenced."""
 
     def now(self) -> float:
         """Return the attentive time that the catalog lives by."""
@@ -181,14 +194,17 @@ class Book:
 
     def tick(self) -> None:
         """Look at whose deadline has come."""
-        lost = self._attentive.lost
-        now = self._attentive.look(self._clock())
-        if self._attentive.lost > lost:
-            missed = self._attentive.lost - lost
-            self.metrics.loop_lag_lost.inc(missed)
-            log.warning("stalled", seconds=round(missed, 3), effect="nobody is judged by this time")
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """Do what a tick is for; between two steps others may have their turn."""
+        now = self._look()
         protected = self.expiry.protection.active
-        self.expiry.turn(now)
+        for _ in self.expiry.steps(now):
+            self._publish()
+            yield
+            self._look()
         self._tell_protection(before=protected)
         if now - self._swept >= SWEEP_INTERVAL:
             self._swept = now
@@ -200,13 +216,24 @@ class Book:
             log.info("settled", services=len(self.catalog.services), leases=self.catalog.leases)
             self.on_settled()
 
+    def _look(self) -> float:
+        """Look at the clock, and tell what was missed since the last look."""
+        lost = self._attentive.lost
+        now = self._attentive.look(self._clock())
+        if self._attentive.lost > lost:
+            missed = self._attentive.lost - lost
+            self.metrics.loop_lag_lost.inc(missed)
+            log.warning("stalled", seconds=round(missed, 3), effect="nobody is judged by this time")
+        return now
+
     async def _turn(self) -> None:
         tick = self.settings.expiry_tick
         while True:
             due = self._clock() + tick
             await asyncio.sleep(tick)
             self.metrics.loop_lag.set(max(0.0, self._clock() - due))
-            self.tick()
+            for _ in self.steps():
+                await asyncio.sleep(0)
 
     async def _work_off(self) -> None:
         while True:
@@ -221,30 +248,29 @@ class Book:
                     log.info("beat_not_registered", code=problem.code, detail=problem.detail)
                 await asyncio.sleep(0)
 
-    def _publish(self) -> None:  # noqa: C901  # one arm an event
-        happened = []
-        for event in self.catalog.take_events():
-            match event:
-                case ServiceChanged():
-                    self.outlet.changed(event)
-                case ServiceForgotten(service):
-                    self.outlet.forgotten(service)
-                case Deadline(lease, at):
-                    self.expiry.watch(lease, at)
-                case Happened():
-                    happened.append(event)
-                case LeaseChanged(lease, term, reason):
-                    self._log.debug("lease", lease=lease, term=term, reason=reason.value)
-                case _:
-                    if isinstance(event, PodsMarked) and not self.outlet.settled:
-                        self.gone.update(dict.fromkeys(p.uid for p in event.pods if p.age <= GONE_TOLD))
-                    for listener in self.listeners:
-                        listener(event)
+    def _publish(self) -> None:
+        events = self.catalog.take_events()
+        if not events:
+            return  # nearly always: a beat
+        for event in events:
+            self._hand_on[type(event)](event)
         for flush in self.flushes:
             flush()
-        # After the list has changed, so that history names the revision in which it shows.
-        for event in happened:
-            self._tell(event)
+
+    def _record(self, event: Event) -> None:
+        for recorder in self.recorders:
+            recorder(event)
+
+    def _tell_pods(self, event: PodsMarked) -> None:
+        if not self.outlet.settled:
+            self.gone.update(dict.fromkeys(p.uid for p in event.pods if p.age <= GONE_TOLD))
+        self._record(event)
+        for listener in self.listeners:
+            listener(event)
+
+    def _tell_lease(self, event: LeaseChanged) -> None:
+        if self._detailed:
+            self._log.debug("lease", lease=event.lease, term=event.term, reason=event.reason.value)
 
     def _tell_protection(self, *, before: bool) -> None:
         protection = self.expiry.protection
@@ -259,14 +285,15 @@ class Book:
 
     def _tell(self, event: Happened) -> None:
         reason = event.reason
+        # The catalog is through with the command: this is the list in which it shows.
         service = self.catalog.service(event.service)
         self.history.note(event, at=self._wall(), number=service.number if service else 0)
-        self._counted[reason].inc()
+        self.metrics.events.counts[reason] += 1
         if reason is Reason.SILENT:
             self.metrics.expirations.labels("unhealthy").inc()
         elif reason is Reason.EXPIRED:
             self.metrics.expirations.labels("removed").inc()
         if reason in _TOLD:
             self._log.info(reason.value, service=str(event.service), instance=event.key)
-        else:
+        elif self._detailed:
             self._log.debug(reason.value, service=str(event.service), instance=event.key)

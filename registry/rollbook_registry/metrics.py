@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import time
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from rollbook_registry.catalog import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -67,6 +70,34 @@ class CheckMeter:
         self._missed.inc(turns)
 
 
+class Tally(Collector):
+    """A counter by one label whose values are known, for what is counted very often.
+
+    It is a dictionary until it is scraped: a counter of the library takes ten times as long to count.
+
+    Args:
+        name: of the counter, without ``_total``.
+        about: what is counted.
+        label: the label's name.
+        values: the label's values; each is shown from the start.
+    """
+
+    def __init__(self, name: str, about: str, label: str, values: Iterable[str]) -> None:
+        self._name = name
+        self._about = about
+        self._label = label
+        self._created = time.time()
+        self.counts = dict.fromkeys(values, 0)
+        """How many of each; to be counted up."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Show the counts."""
+        family = CounterMetricFamily(self._name, self._about, labels=(self._label,))
+        for value, count in self.counts.items():
+            family.add_metric((value,), count, created=self._created)
+        yield family
+
+
 class Metrics:
     """The registry's own counters."""
 
@@ -81,9 +112,10 @@ class Metrics:
             ("stage",),
             registry=self.registry,
         )
-        self.events = Counter(
-            "rollbook_entry_events_total", "What happened to entries", ("reason",), registry=self.registry
+        self.events = Tally(
+            "rollbook_entry_events", "What happened to entries", "reason", (reason.value for reason in Reason)
         )
+        self.registry.register(self.events)
         self.fenced = Counter("rollbook_fenced_total", "Pods confirmed gone", registry=self.registry)
         self.refusals = Counter(
             "rollbook_refusals_total", "Requests refused", ("code",), registry=self.registry

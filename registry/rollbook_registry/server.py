@@ -193,7 +193,7 @@ class Server:
         saved = await keeper.load()
         self._stack.push_async_callback(keeper.close)
         book.apply(lambda c, now: c.restore(saved.writes, saved.pods, now))
-        book.listeners.append(keeper.take)
+        book.recorders.append(keeper.take)
         book.flushes.append(keeper.flush)
         book.metrics.snapshot_time.set_function(lambda: keeper.saved_at or 0.0)
         book.metrics.snapshot_size.set_function(lambda: keeper.size)

@@ -95,16 +95,12 @@ def may_enter(who: Identity, entries: Iterable[Entry], *, operator: bool) -> Non
     """
     for n, entry in enumerate(entries):
         may_speak_for(who, entry.owner)
-        said = {
-            "ready": entry.ready is not None,
-            "beats_required": entry.beats_required,
-            "probed": entry.probed,
-        }
-        if not operator and any(said.values()):
-            field = next(name for name, is_said in said.items() if is_said)
-            raise Problem(
-                "forbidden",
-                f"entries[{n}].{field} is set, which only an operator's lease may say",
-                field=f"entries[{n}].{field}",
-                accepted="nothing",
-            )
+        if operator or not (entry.ready is not None or entry.beats_required or entry.probed):
+            continue
+        field = "ready" if entry.ready is not None else "beats_required" if entry.beats_required else "probed"
+        raise Problem(
+            "forbidden",
+            f"entries[{n}].{field} is set, which only an operator's lease may say",
+            field=f"entries[{n}].{field}",
+            accepted="nothing",
+        )

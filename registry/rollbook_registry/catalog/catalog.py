@@ -7,12 +7,13 @@ and of the store; those of other replicas are in :mod:`~rollbook_registry.catalo
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rollbook.names import instance_key
 from rollbook.problems import Problem
 from rollbook_registry.catalog.definitions import Configured, Defined, Named, Overridden
-from rollbook_registry.catalog.events import Happened, LeaseChanged, Reason, ServiceForgotten
+from rollbook_registry.catalog.events import Deadline, Happened, LeaseChanged, Reason, ServiceForgotten
 from rollbook_registry.catalog.groups import group_key
 from rollbook_registry.catalog.leases import DEFINITIONS, NOTHING, Held, Kind, Lease
 from rollbook_registry.catalog.ledger import ENDED_KEPT
@@ -51,14 +52,12 @@ class Catalog(ReplicatedLedger):
         group = self.groups.get(group_key(ref))
         if group is None:
             return None
-        key = marked(instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster), id_)
-        apart = group.visible.get((ref.service_key, key))
-        if apart is not None:
-            return apart
-        for (service, _), instance in group.visible.items():
-            if (service, instance.ip, instance.port) == (ref.service_key, ref.ip, ref.port):
-                return instance
-        return None
+        there = group.shown_at(ref)
+        if len(there) > 1:
+            # Its own may be the one that is shown apart from the others'.
+            key = marked(instance_key(ip=ref.ip, port=ref.port, cluster=ref.cluster), id_)
+            there.sort(key=lambda instance: instance.key != key)
+        return there[0] if there else None
 
     def check_epoch(self, epoch: int) -> None:
         """Refuse an operator whom another one has replaced.
@@ -166,6 +165,7 @@ class Catalog(ReplicatedLedger):
         entries = list(entries)
         self._check_entries(id_, entries, now, limited=lease.expires)
         held = [self._hold(lease, entry, now) for entry in entries]
+        self._supersede(lease, held, now)
         if lease.kind is not Kind.HTTP:
             self._heard(lease, now)
         # The deadlines of what it held before are known; looking at all would cost what the lease is large.
@@ -184,10 +184,11 @@ class Catalog(ReplicatedLedger):
         """
         self._check_entries(id_, [entry], now, limited=True)
         lease = self._open(id_, kind=Kind.HTTP, term=term, epoch=0, now=now)
-        held = self._hold(lease, entry, now)
-        held.term = lease.term
+        held = [self._hold(lease, entry, now)]
+        held[0].term = lease.term
         lease.protected = False
-        self._watch(lease, [held])
+        self._supersede(lease, held, now)
+        self._watch(lease, held)
         self._commit(now)
         return lease.term
 
@@ -293,18 +294,54 @@ class Catalog(ReplicatedLedger):
 
     # --- time ------------------------------------------------------------------------------------------
 
-    def expire(self, id_: LeaseId, now: float, *, remove: bool = True) -> None:
-        """Look at a lease whose deadline has come: silent entries turn, or go.
+    def look(self, ids: Iterable[LeaseId], now: float) -> list[LeaseId]:
+        """Look at leases whose deadlines have come: entries that are silent turn.
+
+        Returns:
+            Those of which something has been silent for so long that it has to go. Nothing happens to them
+            until somebody has judged that, and has them expire.
+        """
+        overdue = []
+        for id_ in ids:
+            lease = self._expiring(id_)
+            if lease is None:
+                continue
+            deadline = lease.deadline(lease.entries.values())
+            if deadline is not None and now < deadline:
+                # Nearly all have beaten since.
+                lease.protected = False
+                self._events.append(Deadline(id_, deadline))
+            elif lease.overdue(now):
+                overdue.append(id_)
+            else:
+                self._expire(lease, now, remove=False)
+        self._commit(now)
+        return overdue
+
+    def expire(self, ids: Iterable[LeaseId], now: float, *, remove: bool = True) -> None:
+        """Have silence do to leases what it has to: entries turn, or go.
 
         Args:
-            id_: which lease.
+            ids: which leases.
             now: attentive time.
             remove: whether what has been silent for too long may go; else it is kept as protected.
         """
+        for id_ in ids:
+            lease = self._expiring(id_)
+            if lease is not None:
+                self._expire(lease, now, remove=remove)
+        self._commit(now)
+
+    def _expiring(self, id_: LeaseId) -> Lease | None:
+        """Return a lease if silence may do something to it here.
+
+        It may have had entries when its deadline was set, and be held by a session all the same.
+        """
         lease = self._leases.get(id_)
-        if lease is None or lease.origin != self.ordinal or not lease.expires or not lease.entries:
-            # It may have had entries when its deadline was set, and be held by a session all the same.
-            return
+        known = lease is not None and lease.origin == self.ordinal and lease.expires and lease.entries
+        return lease if known else None
+
+    def _expire(self, lease: Lease, now: float, *, remove: bool) -> None:
         rest = []
         for held in list(lease.entries.values()):
             idle = now - lease.last_seen(held)
@@ -326,7 +363,6 @@ class Catalog(ReplicatedLedger):
             self._forget_lease(lease, Reason.EXPIRED, now)
         # What is kept is looked at again when whoever keeps it says.
         self._watch(lease, rest)
-        self._commit(now)
 
     def overdue(self, id_: LeaseId, now: float) -> bool:
         """Say whether something of a lease has been silent for so long that it has to go."""
@@ -335,24 +371,21 @@ class Catalog(ReplicatedLedger):
 
     def speaking(self) -> int:
         """Count this replica's leases that hold something, and that silence ends."""
-        own = (lease for lease in self._leases.values() if lease.origin == self.ordinal)
-        return sum(1 for lease in own if lease.entries and lease.expires)
+        own = self.ordinal
+        return len([o for o in self._leases.values() if o.entries and o.origin == own and o.expires])
 
     def sweep(self, now: float) -> None:
         """Let go of what is only remembered: empty services, ended leases, old fences."""
         if now - self._swept_pods >= PODS_SWEPT:
             self._swept_pods = now
             self.pods.forget(now)
-        while self._ended:
-            id_ = next(iter(self._ended))
-            if now - self._ended[id_].at < ENDED_KEPT:
-                break
+        # The oldest come first. They are found before the first of them goes: a dictionary passes by all that
+        # has gone from its front each time that it is asked for its first key.
+        long_ago = now - ENDED_KEPT
+        for id_ in list(takewhile(lambda id_: self._ended[id_].at <= long_ago, self._ended)):
             del self._ended[id_]
-        while self._removed:
-            removed = next(iter(self._removed))
-            if now - self._removed[removed] < ENDED_KEPT:
-                break
-            del self._removed[removed]
+        for one in list(takewhile(lambda one: self._removed[one] <= long_ago, self._removed)):
+            del self._removed[one]
         for key in list(self._empty):
             service = self.services.get(key)
             if service is None or service.emptied is None:
@@ -462,7 +495,7 @@ class Catalog(ReplicatedLedger):
             remove_after=self.timings.remove_after,
             down=entry.alive is False,
         )
-        self._put(lease, held, Reason.DEFINED)
+        self._put(lease, held, old, Reason.DEFINED)
 
     def _note_override(self, ref: EntryRef, *, lifted: bool) -> None:
         reason = Reason.OVERRIDE_LIFTED if lifted else Reason.OVERRIDDEN

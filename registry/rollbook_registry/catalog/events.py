@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from rollbook.model import Instance
-    from rollbook.names import InstanceKey, LeaseId, ServiceKey
-    from rollbook_registry.catalog.records import LeaseWrite, PodRecord
+import msgspec
+
+from rollbook.model import Instance
+from rollbook.names import InstanceKey, LeaseId, ServiceKey
+from rollbook_registry.catalog.records import LeaseWrite, PodRecord
 
 
 class Reason(StrEnum):
@@ -62,7 +62,7 @@ class Reason(StrEnum):
     OVERRIDE_LIFTED = "override_lifted"
 
 
-class ServiceChanged(NamedTuple):
+class ServiceChanged(msgspec.Struct, frozen=True, gc=False):
     """A service's list changed, by one command.
 
     Attributes:
@@ -77,13 +77,13 @@ class ServiceChanged(NamedTuple):
     drop: tuple[InstanceKey, ...]
 
 
-class ServiceForgotten(NamedTuple):
+class ServiceForgotten(msgspec.Struct, frozen=True, gc=False):
     """A service that had been empty for long enough is in the book no more."""
 
     service: ServiceKey
 
 
-class LeaseChanged(NamedTuple):
+class LeaseChanged(msgspec.Struct, frozen=True, gc=False):
     """Something happened to a lease as a whole."""
 
     lease: LeaseId
@@ -91,7 +91,7 @@ class LeaseChanged(NamedTuple):
     reason: Reason
 
 
-class Happened(NamedTuple):
+class Happened(msgspec.Struct, frozen=True, gc=False):
     """Something happened to an entry, and why."""
 
     service: ServiceKey
@@ -100,20 +100,20 @@ class Happened(NamedTuple):
     reason: Reason
 
 
-class Deadline(NamedTuple):
+class Deadline(msgspec.Struct, frozen=True, gc=False):
     """Unless it beats, something happens to this lease at this (attentive) time; look at it then."""
 
     lease: LeaseId
     at: float
 
 
-class Written(NamedTuple):
+class Written(msgspec.Struct, frozen=True, gc=False):
     """A lease that this replica owns has another record now; others, and the disk, are to know."""
 
     write: LeaseWrite
 
 
-class PodsMarked(NamedTuple):
+class PodsMarked(msgspec.Struct, frozen=True, gc=False):
     """Pods were closed or fenced that were not before."""
 
     pods: tuple[PodRecord, ...]

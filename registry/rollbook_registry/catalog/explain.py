@@ -110,13 +110,8 @@ def explain(ledger: Ledger, ref: EntryRef, now: float) -> Explanation:
 
 def _shown(group: Group, ref: EntryRef) -> Instance | None:
     """Return what is shown under a name; else what is shown at its endpoint, be it in another cluster."""
-    exact = group.visible.get((ref.service_key, ref.key))
-    there = (
-        instance
-        for (service, _), instance in group.visible.items()
-        if (service, instance.ip, instance.port) == (ref.service_key, ref.ip, ref.port)
-    )
-    return exact or next(there, None)
+    there = group.shown_at(ref)
+    return next((i for i in there if i.key == ref.key), there[0] if there else None)
 
 
 def _entry(ledger: Ledger, judgement: Judgement, now: float) -> EntryExplained:

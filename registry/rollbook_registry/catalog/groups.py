@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from rollbook.model import EntryRef
-from rollbook_registry.catalog.merge import merge
+from rollbook_registry.catalog.leases import Held
+from rollbook_registry.catalog.merge import Visible, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rollbook.model import Instance
-    from rollbook.names import ServiceKey
-    from rollbook_registry.catalog.leases import Held
-    from rollbook_registry.catalog.merge import Visible
 
 GroupKey = str | EntryRef
 """A pod's UID; or the endpoint, of what has no owner."""
@@ -29,27 +29,25 @@ def is_pod(key: GroupKey) -> bool:
     return isinstance(key, str)
 
 
-class Group:
+class Group(msgspec.Struct, gc=False, eq=False):
     """The entries about one pod, or about one endpoint without an owner, and what they merge to.
 
     There is one for each instance, so that it keeps no more than it must: most have one entry, or two, and
-    show one instance.
+    show one instance. Tuples of what refers to nothing else cost the collector nothing either.
+
+    Attributes:
+        held: the entries.
+        visible: what everybody sees of it.
     """
 
-    __slots__ = ("_shown", "held")
+    held: tuple[Held, ...]
+    visible: Visible = ()
 
-    def __init__(self, held: Held) -> None:
-        self.held = [held]
-        self._shown: tuple[tuple[ServiceKey, Instance], ...] = ()
-
-    @property
-    def visible(self) -> Visible:
-        """What everybody sees of it."""
-        return {(service, instance.key): instance for service, instance in self._shown}
-
-    @visible.setter
-    def visible(self, visible: Visible) -> None:
-        self._shown = tuple((where[0], instance) for where, instance in visible.items())
+    def shown_at(self, ref: EntryRef) -> list[Instance]:
+        """Return what is shown in a service at an address and port, in whichever cluster."""
+        service = ref.service_key
+        shown = [one.instance for one in self.visible if one.service == service]
+        return [i for i in shown if i.port == ref.port and i.ip == ref.ip]
 
 
 class Groups:
@@ -59,7 +57,8 @@ class Groups:
         self._groups: dict[GroupKey, Group] = {}
         self._at_address: dict[str, GroupKey | set[GroupKey]] = {}
         """Most addresses have one group, and a set of one would be its largest part."""
-        self._touched: dict[GroupKey, None] = {}
+        self.touched: dict[GroupKey, None] = {}
+        """What has to be merged again."""
         self.silent: dict[str, float] = {}
         """Pods that Kubernetes calls ready and nobody beats for, and since when."""
 
@@ -70,26 +69,28 @@ class Groups:
     def add(self, held: Held, old: Held | None) -> None:
         """Put an entry where it belongs, in the place of what its lease said before."""
         key = group_key(held.ref)
-        self._touched[key] = None
+        self.touched[key] = None
         if old is not None:
-            entries = self._groups[key].held
-            entries[entries.index(old)] = held
+            group = self._groups[key]
+            at = group.held.index(old)
+            group.held = (*group.held[:at], held, *group.held[at + 1 :])
             return
-        group = self._groups.get(key)
-        if group is None:
-            self._groups[key] = Group(held)
+        known = self._groups.get(key)
+        if known is None:
+            self._groups[key] = Group((held,))
         else:
-            group.held.append(held)
+            known.held += (held,)
         self._enter_address(held.ref.ip, key)
 
     def remove(self, held: Held) -> None:
         """Take an entry away."""
         key, ip = group_key(held.ref), held.ref.ip
         group = self._groups[key]
-        group.held.remove(held)
+        at = group.held.index(held)
+        group.held = group.held[:at] + group.held[at + 1 :]
         if not any(h.ref.ip == ip for h in group.held):
             self._leave_address(ip, key)
-        self._touched[key] = None
+        self.touched[key] = None
 
     def _enter_address(self, ip: str, key: GroupKey) -> None:
         there = self._at_address.setdefault(ip, key)
@@ -107,17 +108,12 @@ class Groups:
 
     def touch(self, ref: EntryRef) -> None:
         """Have a group merged again."""
-        self._touched[group_key(ref)] = None
+        self.touched[group_key(ref)] = None
 
     def at_address(self, ip: str) -> list[GroupKey]:
         """Which groups have something at an address."""
         there = self._at_address.get(ip, set())
         return list(there) if isinstance(there, set) else [there]
-
-    @property
-    def touched(self) -> bool:
-        """Whether anything has to be merged again."""
-        return bool(self._touched)
 
     def merge_touched(
         self, now: float, last: Callable[[Visible], Visible]
@@ -131,7 +127,7 @@ class Groups:
         Yields:
             What was shown of a group before, and what is now, where that is different.
         """
-        touched, self._touched = self._touched, {}
+        touched, self.touched = self.touched, {}
         for key in touched:
             group = self._groups.get(key)
             if group is None:

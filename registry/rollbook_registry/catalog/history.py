@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from rollbook.names import InstanceKey
+from rollbook_registry.catalog.events import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rollbook.names import InstanceKey, ServiceKey
-    from rollbook_registry.catalog.events import Happened, Reason
+    from rollbook.names import ServiceKey
+    from rollbook_registry.catalog.events import Happened
 
 PER_SERVICE: Final = 200
 """Events of one service that are remembered at most."""
 
 
-class Past(NamedTuple):
+class Past(msgspec.Struct, frozen=True, gc=False):
     """Something that has happened to an instance.
 
     Attributes:
@@ -39,18 +44,19 @@ class History:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._by_service: dict[ServiceKey, deque[Past]] = {}
+        # Lists, though what goes is their first: an empty deque takes more room than a dozen events.
+        self._by_service: dict[ServiceKey, list[Past]] = {}
         self._order: deque[ServiceKey] = deque()
 
     def note(self, event: Happened, *, at: float, number: int) -> None:
         """Remember an event."""
         events = self._by_service.get(event.service)
         if events is None:
-            events = self._by_service[event.service] = deque()
+            events = self._by_service[event.service] = []
         events.append(Past(at, event.key, event.reason, event.lease, number))
         if len(events) > PER_SERVICE:
             # It takes over the place of its own oldest, so that a busy service pushes nobody else's out.
-            events.popleft()
+            del events[0]
         else:
             self._order.append(event.service)
         while len(self._order) > self._capacity:
@@ -58,7 +64,7 @@ class History:
 
     def _forget(self, service: ServiceKey) -> None:
         events = self._by_service[service]
-        events.popleft()
+        del events[0]
         if not events:
             del self._by_service[service]
 

@@ -100,7 +100,7 @@ class Held(msgspec.Struct, gc=False, kw_only=True, eq=False):
         return self.remove_after if self.silent else min(self.unhealthy_after, self.remove_after)
 
 
-class Lease:
+class Lease(msgspec.Struct, gc=False, eq=False):
     """One publisher's presence.
 
     Attributes:
@@ -118,42 +118,23 @@ class Lease:
         protected: it is overdue, and only protection keeps it.
     """
 
-    __slots__ = (
-        "attached",
-        "down",
-        "entries",
-        "epoch",
-        "holder",
-        "id",
-        "kind",
-        "n",
-        "origin",
-        "orphan",
-        "owner",
-        "protected",
-        "quiet",
-        "seen",
-        "synced",
-        "term",
-    )
-
-    def __init__(self, id_: LeaseId, *, kind: Kind, origin: int, term: int, epoch: int, seen: float) -> None:
-        self.id = id_
-        self.kind = kind
-        self.origin = origin
-        self.term = term
-        self.n = 0
-        self.epoch = epoch
-        self.holder: object | None = None
-        self.attached = False
-        self.orphan = False
-        self.synced = False
-        self.seen = seen
-        self.owner = ""
-        self.entries: dict[EntryRef, Held] = {}
-        self.down = NOTHING
-        self.quiet = 0
-        self.protected = False
+    # The collector does not look into it: who holds a lease lets go of it when the session ends.
+    id: LeaseId
+    kind: Kind
+    origin: int
+    term: int
+    epoch: int
+    seen: float
+    n: int = 0
+    holder: object | None = None
+    attached: bool = False
+    orphan: bool = False
+    synced: bool = False
+    owner: str = ""
+    entries: dict[EntryRef, Held] = {}
+    down: frozenset[EntryRef] = NOTHING
+    quiet: int = 0
+    protected: bool = False
 
     @property
     def replicated(self) -> bool:
@@ -163,7 +144,7 @@ class Lease:
     @property
     def expires(self) -> bool:
         """Whether silence ends it: the registry's own leases are never silent."""
-        return self.kind not in {Kind.DEFINITIONS, Kind.CHECKER}
+        return self.kind is not Kind.DEFINITIONS and self.kind is not Kind.CHECKER
 
     def last_seen(self, held: Held) -> float:
         """When an entry last gave a sign of life: by a beat of the whole lease, or its own."""
@@ -171,7 +152,12 @@ class Lease:
 
     def deadline(self, entries: Iterable[Held]) -> float | None:
         """When the first of some of its entries will have been silent for too long; ``None`` without any."""
-        return min((self.last_seen(held) + held.patience for held in entries), default=None)
+        first = None
+        for held in entries:
+            at = self.last_seen(held) + held.patience
+            if first is None or at < first:
+                first = at
+        return first
 
     def overdue(self, now: float) -> bool:
         """Whether one of its entries has been silent for so long that it has to go."""

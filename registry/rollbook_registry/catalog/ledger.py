@@ -9,11 +9,12 @@ decided by the commands, in :mod:`~rollbook_registry.catalog.catalog` for client
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-import xxhash
+import msgspec
 
-from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, timing_ms
+from rollbook.model import REMOVE_AFTER_KEY, UNHEALTHY_AFTER_KEY, EntryRef, timing_ms
 from rollbook.problems import Problem
 from rollbook_registry.catalog.events import (
     Deadline,
@@ -35,9 +36,9 @@ from rollbook_registry.catalog.services import Service, Services
 from rollbook_registry.catalog.sharing import Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from rollbook.model import Entry, EntryRef, Instance
+    from rollbook.model import Entry, Instance
     from rollbook.names import InstanceKey, LeaseId, ServiceKey
     from rollbook_registry.catalog.groups import GroupKey
     from rollbook_registry.catalog.records import PodRecord
@@ -47,6 +48,8 @@ ENDED_KEPT: Final = 600.0
 
 MAX_ENDED: Final = 100_000
 """Ended leases, and ended instances of plain HTTP clients, that are remembered; then the oldest are not."""
+
+K = TypeVar("K")
 
 _NO_ENDS: Final = {Reason.HIDDEN, Reason.RESTORED}
 """Why an entry leaves this book though nobody said that it has ended: its client's beats are heard."""
@@ -77,16 +80,13 @@ class Ended(NamedTuple):
     owner: str
 
 
-class _Changes:
+class _Changes(msgspec.Struct, gc=False, eq=False):
     """What a command has changed in one lease's record so far."""
 
-    __slots__ = ("drop", "put", "reason", "whole")
-
-    def __init__(self) -> None:
-        self.whole = False
-        self.put: dict[EntryRef, None] = {}
-        self.drop: dict[EntryRef, None] = {}
-        self.reason = ""
+    whole: bool = False
+    put: dict[EntryRef, None] = {}
+    drop: dict[EntryRef, None] = {}
+    reason: str = ""
 
 
 class Ledger:
@@ -106,8 +106,6 @@ class Ledger:
         self.pods = Pods()
         self.groups = Groups()
         self.rulings = Rulings()
-        self.digest = 0
-        """XOR over all services' lists, to be compared with other replicas'; see :func:`_list_digest`."""
         self._leases: dict[LeaseId, Lease] = {}
         self._ended: dict[LeaseId, Ended] = {}
         self._removed: dict[tuple[LeaseId, EntryRef], float] = {}
@@ -129,6 +127,11 @@ class Ledger:
         """Return what has happened since the last call, in order."""
         taken, self._events = self._events, []
         return taken
+
+    @property
+    def digest(self) -> int:
+        """XOR over all services' lists, to be compared with other replicas'."""
+        return self.services.digest
 
     def service(self, key: ServiceKey) -> Service | None:
         """Return a service, if it is in the book. It is not to be changed."""
@@ -234,7 +237,7 @@ class Ledger:
             ended = ended._replace(term=former.term)
         self._ended[id_] = ended
         if len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
+            _forget_oldest(self._ended)
 
     def _end(self, lease: Lease, reason: Reason, now: float) -> None:
         for held in list(lease.entries.values()):
@@ -266,10 +269,9 @@ class Ledger:
             proven=entry.alive is not None,
         )
         lease.owner = lease.owner or ("" if operator else entry.owner)
-        self._put(lease, held)
+        self._put(lease, held, old)
         if old is not None and old.silent:
             self._note(held, Reason.RECOVERED)
-        self._supersede(held, now)
         return held
 
     def _kept(self, entry: Entry, old: Held | None) -> Entry:
@@ -278,31 +280,33 @@ class Ledger:
 
     def _patience(self, lease: Lease, entry: Entry) -> tuple[float, float]:
         """Seconds of silence until an entry is not alive, and until it is out: its own, or the book's."""
+        timings, said = self.timings, entry.metadata
         if lease.kind is Kind.OPERATOR:
-            return self.timings.unhealthy_after, self.timings.operator_remove_after
-        unhealthy = timing_ms(entry.metadata, UNHEALTHY_AFTER_KEY) if entry.metadata else None
-        remove = timing_ms(entry.metadata, REMOVE_AFTER_KEY) if entry.metadata else None
+            return timings.unhealthy_after, timings.operator_remove_after
+        unhealthy = timing_ms(said, UNHEALTHY_AFTER_KEY) if UNHEALTHY_AFTER_KEY in said else None
+        remove = timing_ms(said, REMOVE_AFTER_KEY) if REMOVE_AFTER_KEY in said else None
         return (
-            unhealthy / 1000 if unhealthy else self.timings.unhealthy_after,
-            remove / 1000 if remove else self.timings.remove_after,
+            unhealthy / 1000 if unhealthy else timings.unhealthy_after,
+            remove / 1000 if remove else timings.remove_after,
         )
 
-    def _put(self, lease: Lease, held: Held, new: Reason = Reason.REGISTERED) -> None:
+    def _put(self, lease: Lease, held: Held, old: Held | None, new: Reason = Reason.REGISTERED) -> None:
         """Have a lease hold an entry, in the place of what it said before.
 
         Args:
             lease: holds it.
             held: the entry.
+            old: what it held before under the same name.
             new: why, of an entry that it did not hold before.
         """
         ref = held.ref
-        old = lease.entries.get(ref)
         lease.quiet += held.silent - (old is not None and old.silent)
         lease.entries[ref] = held
         if held.down != (ref in lease.down):
             lease.down ^= {ref}
         self.groups.add(held, old)
-        self._removed.pop((lease.id, ref), None)
+        if old is None and self._removed:
+            self._removed.pop((lease.id, ref), None)
         if held.kind is Kind.CHECKER:
             if old is None or old.down != held.down:
                 self._note(held, Reason.CHECK_FAILED if held.down else Reason.CHECK_PASSED)
@@ -333,23 +337,32 @@ class Ledger:
         lease = self._leases[held.lease]
         return held.kind is Kind.SESSION and lease.holder is None and not lease.attached
 
-    def _supersede(self, held: Held, now: float) -> None:
-        """Let go of what an earlier process at the same endpoint left behind, once its session is gone.
+    def _supersede(self, lease: Lease, said: Iterable[Held], now: float) -> None:
+        """Let go of what an earlier process at the same endpoints left behind, once its session is gone.
 
         Only of one's own leases: another replica does so with its own when it hears of the newer entry. And
         only by what somebody says now: after a restart nobody holds anything yet, and all may come back.
+
+        Args:
+            lease: who says it.
+            said: all that it says at once.
+            now: attentive time.
         """
-        entry = held.entry
-        group = self.groups.get(group_key(held.ref))
-        if (
-            group is None
-            or len(group.held) == 1
-            or (held.kind is not Kind.SESSION and held.kind is not Kind.HTTP)
-        ):
+        if lease.kind is not Kind.SESSION and lease.kind is not Kind.HTTP:
             return
-        for other in list(group.held):
-            same = (other.entry.ip, other.entry.port) == (entry.ip, entry.port)
-            if other.lease != held.lease and same and other.kind is Kind.SESSION and other.order < held.order:
+        newest: dict[GroupKey, dict[tuple[str, int], int]] = {}
+        for held in said:
+            key = group_key(held.ref)
+            group = self.groups.get(key)
+            if group is not None and len(group.held) > 1:
+                orders, at = newest.setdefault(key, {}), (held.entry.ip, held.entry.port)
+                orders[at] = max(orders.get(at, 0), held.order)
+        for key, orders in newest.items():
+            group = self.groups.get(key)
+            for other in group.held if group is not None else ():
+                order = orders.get((other.entry.ip, other.entry.port), 0)
+                if other.lease == lease.id or other.kind is not Kind.SESSION or other.order >= order:
+                    continue
                 former = self._leases[other.lease]
                 if former.holder is None and former.origin == self.ordinal:
                     self._let_go(former, other, Reason.SUPERSEDED, now)
@@ -362,7 +375,7 @@ class Ledger:
         if lease.kind is Kind.HTTP and reason not in _NO_ENDS:
             self._removed[lease.id, ref] = now
             if len(self._removed) > MAX_ENDED:
-                del self._removed[next(iter(self._removed))]
+                _forget_oldest(self._removed)
         lease.quiet -= held.silent
         if ref in lease.down:
             lease.down -= {ref}
@@ -386,7 +399,7 @@ class Ledger:
             every: whoever's they are. Else only of leases that this replica may write: its own and orphans.
         """
         group = self.groups.get(key)
-        for held in list(group.held) if group else ():
+        for held in group.held if group else ():
             lease = self._leases[held.lease]
             own = lease.origin == self.ordinal
             if not (own or every or lease.orphan) or not lease.expires:
@@ -488,7 +501,8 @@ class Ledger:
     def _changed_entry(self, lease: Lease, ref: EntryRef) -> None:
         if self._is_written(lease):
             changes = self._change_of(lease)
-            changes.drop.pop(ref, None)
+            if changes.drop:
+                changes.drop.pop(ref, None)
             changes.put[ref] = None
 
     def _write(
@@ -540,30 +554,30 @@ class Ledger:
         put: dict[ServiceKey, list[Instance]] = {}
         drop: dict[ServiceKey, list[InstanceKey]] = {}
         for before, after in self.groups.merge_touched(now, self.rulings.override):
-            for where, instance in after.items():
-                if before.get(where) != instance:
-                    put.setdefault(where[0], []).append(instance)
-            for where in before:
-                if where not in after:
-                    drop.setdefault(where[0], []).append(where[1])
-        for name in {**put, **drop}:
-            self._change_service(name, put.get(name, []), drop.get(name, []), now)
+            former = {(one.service, one.instance.key): one.instance for one in before}
+            for one in after:
+                if former.pop((one.service, one.instance.key), None) != one.instance:
+                    put.setdefault(one.service, []).append(one.instance)
+            for service, key in former:
+                drop.setdefault(service, []).append(key)
+        for service, instances in put.items():
+            self._change_service(service, instances, drop.pop(service, ()), now)
+        for service, keys in drop.items():
+            self._change_service(service, (), keys, now)
 
     def _change_service(
-        self, name: ServiceKey, put: list[Instance], drop: list[InstanceKey], now: float
+        self, name: ServiceKey, put: Sequence[Instance], drop: Sequence[InstanceKey], now: float
     ) -> None:
         service = self.services.get(name)
         if service is None:
             service = Service(name, number=0, now=now)
             self.services.add(service)
         held = len(service.instances)
-        self.digest ^= _list_digest(name, service.digest)
         for instance in put:
             service.put(instance)
         for key in drop:
             service.drop(key)
-        self.digest ^= _list_digest(name, service.digest)
-        self.services.grown(service, len(service.instances) - held)
+        self.services.changed(service, len(service.instances) - held)
         self._number += 1
         change = ServiceChanged(name, service.number, self._number, tuple(put), tuple(drop))
         service.record(change, now)
@@ -572,9 +586,10 @@ class Ledger:
         self._events.append(change)
 
 
-def _list_digest(name: ServiceKey, digest: int) -> int:
-    """Return a list's part in the whole book's digest. An empty list is no list: it has none."""
-    return xxhash.xxh64_intdigest(f"{name} {digest}".encode()) if digest else 0
+def _forget_oldest(memory: dict[K, Any]) -> None:
+    """Forget a hundredth at once: to find a dictionary's first key means to pass by all that went before."""
+    for key in list(islice(memory, MAX_ENDED // 100)):
+        del memory[key]
 
 
 def _record(held: Held) -> EntryRecord:

@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     from rollbook_registry.catalog.leases import Held
 
 Where = tuple[ServiceKey, InstanceKey]
-Visible = dict[Where, Instance]
+
+
+class Shown(msgspec.Struct, frozen=True, gc=False):
+    """An instance that everybody sees, and in which service."""
+
+    service: ServiceKey
+    instance: Instance
+
+
+Visible = tuple[Shown, ...]
+"""What is shown of one pod, or one endpoint; no two of one service have the same key."""
 
 
 class Why(StrEnum):
@@ -70,6 +80,9 @@ class Why(StrEnum):
 
 _SILENCES = {Why.BEATS_REQUIRED, Why.SILENT, Why.POD_SILENT}
 
+_PUBLISHERS = {Kind.SESSION, Kind.HTTP}
+"""Who speaks for what is its own."""
+
 
 class Judgement(NamedTuple):
     """What the rules make of one entry.
@@ -90,7 +103,7 @@ class Judgement(NamedTuple):
         return self.instance
 
 
-class Merged(NamedTuple):
+class Merged(msgspec.Struct, frozen=True, gc=False):
     """What everybody sees of one pod, or one endpoint.
 
     Attributes:
@@ -103,13 +116,21 @@ class Merged(NamedTuple):
 
 def merge(entries: Collection[Held]) -> Merged:
     """Merge what is said about one pod, or one endpoint."""
-    visible: Visible = {}
+    if not entries:
+        return Merged((), silent=False)
+    if len(entries) == 1:
+        (held,) = entries
+        if held.kind in _PUBLISHERS:
+            # Most instances have one publisher, and then no rule has to decide between anybody.
+            shown = Shown(held.entry.service_key, _instance(held, alive=held.alive))
+            return Merged((shown,), held.silent and held.entry.ready is True)
+    visible = []
     silent = False
     for judgement in judge(entries):
-        if judgement.where is not None and judgement.instance is not None:
-            visible[judgement.where] = judgement.instance
+        if judgement.where is not None:
+            visible.append(Shown(judgement.where[0], judgement.shown))
         silent = silent or (judgement.why in _SILENCES and judgement.held.entry.ready is True)
-    return Merged(visible, silent)
+    return Merged(tuple(visible), silent)
 
 
 def judge(entries: Collection[Held]) -> Iterator[Judgement]:
@@ -247,8 +268,13 @@ def marked(key: InstanceKey, lease: LeaseId) -> InstanceKey:
 
 
 def _shown(held: Held, why: Why, *, alive: bool, ready: bool = True) -> Judgement:
+    instance = _instance(held, alive=alive, ready=ready, unconfirmed=why is Why.UNCONFIRMED)
+    return Judgement(held, why, (held.entry.service_key, instance.key), instance)
+
+
+def _instance(held: Held, *, alive: bool, ready: bool = True, unconfirmed: bool = False) -> Instance:
     entry = held.entry
-    instance = Instance(
+    return Instance(
         key=held.ref.key,
         ip=entry.ip,
         port=entry.port,
@@ -258,10 +284,9 @@ def _shown(held: Held, why: Why, *, alive: bool, ready: bool = True) -> Judgemen
         healthy=ready and alive,
         ready=ready,
         alive=alive,
-        unconfirmed=why is Why.UNCONFIRMED,
+        unconfirmed=unconfirmed,
         ephemeral=entry.ephemeral,
         instance_id=entry.instance_id or f"{entry.service}:{entry.port}:{entry.owner or entry.ip}",
         owner=entry.owner,
         metadata=entry.metadata,
     )
-    return Judgement(held, why, (entry.service_key, instance.key), instance)

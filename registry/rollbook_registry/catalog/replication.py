@@ -194,15 +194,18 @@ class ReplicatedLedger(Ledger):
         wanted = {record.entry.ref for record in write.put}
         dropped = [ref for ref in lease.entries if ref not in wanted] if write.whole else write.drop
         reason = _reason(write, Reason.DEREGISTERED)
-        for record in write.put:
-            if not record.entry.owner or record.entry.owner not in self.pods:
-                self._follow_entry(lease, record, now)
+        said = [
+            self._follow_entry(lease, record, now)
+            for record in write.put
+            if not record.entry.owner or record.entry.owner not in self.pods
+        ]
+        self._supersede(lease, said, now)
         for ref in dropped:
             held = lease.entries.get(ref)
             if held is not None:
                 self._let_go(lease, held, reason, now)
 
-    def _follow_entry(self, lease: Lease, record: EntryRecord, now: float) -> None:
+    def _follow_entry(self, lease: Lease, record: EntryRecord, now: float) -> Held:
         old = lease.entries.get(record.entry.ref)
         self._order = max(self._order, record.order)
         if old is not None:
@@ -210,13 +213,12 @@ class ReplicatedLedger(Ledger):
                 self._note(old, Reason.SILENT if record.silent else Reason.RECOVERED)
             if old.down != record.down:
                 self._note(old, Reason.APPLICATION_DOWN if record.down else Reason.APPLICATION_UP)
-        held = self._held(lease, record, now)
-        self._put(lease, held)
-        self._supersede(held, now)
+        held = self._held(lease, record, old, now)
+        self._put(lease, held, old)
+        return held
 
-    def _held(self, lease: Lease, record: EntryRecord, now: float) -> Held:
+    def _held(self, lease: Lease, record: EntryRecord, old: Held | None, now: float) -> Held:
         unhealthy_after, remove_after = self._patience(lease, record.entry)
-        old = lease.entries.get(record.entry.ref)
         entry = self._kept(record.entry, old)
         return Held(
             entry=entry,
@@ -255,7 +257,8 @@ class ReplicatedLedger(Ledger):
         for record in write.put:
             if not record.entry.owner or record.entry.owner not in self.pods:
                 self._order = max(self._order, record.order)
-                self._put(lease, self._held(lease, record, now), Reason.RESTORED)
+                old = lease.entries.get(record.entry.ref)
+                self._put(lease, self._held(lease, record, old, now), old, Reason.RESTORED)
         if own and not lease.entries:
             self._forget_lease(lease, Reason.RESTORED, now)
             return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rollbook.model import EntryRef
+from rollbook_registry.catalog.merge import Shown
 
 if TYPE_CHECKING:
     from rollbook.model import Instance
@@ -41,7 +42,7 @@ class Rulings:
         """Put the administrators' word above what was merged."""
         if not self.overrides:
             return visible
-        return {where: self._overridden(where[0], instance) for where, instance in visible.items()}
+        return tuple(Shown(one.service, self._overridden(one.service, one.instance)) for one in visible)
 
     def _overridden(self, service: ServiceKey, instance: Instance) -> Instance:
         override = self.overrides.get(ref_of(service, instance))

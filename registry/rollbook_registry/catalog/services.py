@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import xxhash
+
 from rollbook.digest import instance_digest
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class Service:
         self.number = number
         self.digest = 0
         self.emptied: float | None = now
-        self._log: list[ServiceChanged] = []
+        self._log: list[tuple[int, *tuple[InstanceKey, ...]]] = []
+        """Of each change: the list before it, and whose keys it was about."""
 
     def put(self, instance: Instance) -> None:
         """Enter an instance, or change it."""
@@ -75,7 +78,9 @@ class Service:
     def record(self, change: ServiceChanged, now: float) -> None:
         """Remember a change that has been made, for subscribers that are a little behind."""
         self.number = change.number
-        self._log.append(change)
+        # Not the change itself: it would keep instances that are long replaced.
+        keys = (*[i.key for i in change.put], *change.drop)
+        self._log.append((change.base, *keys))
         if len(self._log) > LOG_LENGTH:
             del self._log[0]
         self.emptied = None if self.instances else now
@@ -85,15 +90,19 @@ class Service:
         if number == self.number:
             return [], []
         touched: dict[InstanceKey, None] = {}
-        for change in reversed(self._log):
-            touched.update(dict.fromkeys(i.key for i in change.put))
-            touched.update(dict.fromkeys(change.drop))
-            if change.base == number:
+        for base, *keys in reversed(self._log):
+            touched.update(dict.fromkeys(keys))
+            if base == number:
                 break
         else:
             return None
         put = [self.instances[k] for k in touched if k in self.instances]
         return put, [k for k in touched if k not in self.instances]
+
+
+def _list_digest(service: Service) -> int:
+    """Return a list's part in the whole book's digest. An empty list is no list: it has none."""
+    return xxhash.xxh64_intdigest(f"{service.key} {service.digest}".encode()) if service.digest else 0
 
 
 class Usage:
@@ -113,11 +122,31 @@ class Services:
     """All services, by namespace."""
 
     def __init__(self) -> None:
-        self._namespaces: dict[str, dict[tuple[str, str], Service]] = {}
+        self._namespaces: dict[str, dict[ServiceKey, Service]] = {}
         self._usage: dict[str, Usage] = {}
         self._count = 0
         self.instances = 0
         """Instances in all services."""
+        self._digest = 0
+        self._parts: dict[ServiceKey, int] = {}
+        """What each list has brought into the digest."""
+        self._stale: dict[ServiceKey, None] = {}
+        """Lists that have changed since."""
+
+    @property
+    def digest(self) -> int:
+        """XOR over all lists, to be compared with other replicas'.
+
+        It is worked out when somebody asks: replicas do every few seconds, and who is alone never does.
+        """
+        for key in self._stale:
+            service = self.get(key)
+            part = _list_digest(service) if service is not None else 0
+            self._digest ^= self._parts.pop(key, 0) ^ part
+            if part:
+                self._parts[key] = part
+        self._stale.clear()
+        return self._digest
 
     def usage(self, namespace: str) -> Usage:
         """Return how much is in a namespace. It is not to be changed."""
@@ -127,28 +156,33 @@ class Services:
         """The namespaces that have services."""
         yield from self._namespaces
 
-    def grown(self, service: Service, by: int) -> None:
-        """Take notice of how many instances a service got, or lost."""
-        self.instances += by
-        self._usage[service.key.namespace].instances += by
+    def changed(self, service: Service, by: int) -> None:
+        """Take notice that a list is another one, and how many more instances it has."""
+        self._stale[service.key] = None
+        if by:
+            self.instances += by
+            self._usage[service.key.namespace].instances += by
 
     def get(self, key: ServiceKey) -> Service | None:
         """Return a service, if it is there."""
         namespace = self._namespaces.get(key.namespace)
-        return None if namespace is None else namespace.get((key.group, key.name))
+        return None if namespace is None else namespace.get(key)
 
     def add(self, service: Service) -> None:
         """Add a service that isn't there."""
         key = service.key
-        self._namespaces.setdefault(key.namespace, {})[key.group, key.name] = service
+        self._namespaces.setdefault(key.namespace, {})[key] = service
         self._usage.setdefault(key.namespace, Usage()).services += 1
         self._count += 1
 
     def discard(self, key: ServiceKey) -> None:
         """Remove a service, and its namespace with the last one."""
         namespace = self._namespaces.get(key.namespace, {})
-        if namespace.pop((key.group, key.name), None) is None:
+        if namespace.pop(key, None) is None:
             return
+        if key not in self._parts:
+            # Nobody was told of it while it had a list.
+            self._stale.pop(key, None)
         self._count -= 1
         self._usage[key.namespace].services -= 1
         if not namespace:

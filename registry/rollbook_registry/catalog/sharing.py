@@ -19,10 +19,14 @@ MAX_SHARED: Final = 4096
 
 
 class Sharing:
-    """Metadata that have been seen lately. Nobody changes metadata once they are in an entry."""
+    """Ports, and metadata that have been seen lately. Nobody changes metadata once they are in an entry.
+
+    The same pairs in another order count as others: whoever says much alike says it in the same order.
+    """
 
     def __init__(self) -> None:
         self._metadata: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+        self._ports: dict[int, int] = {}
 
     def share(self, entry: Entry) -> Entry:
         """Return an equal entry, made of what is there already as far as possible."""
@@ -30,9 +34,10 @@ class Sharing:
         if metadata:
             if len(self._metadata) >= MAX_SHARED:
                 self._metadata.clear()
-            metadata = self._metadata.setdefault(tuple(sorted(metadata.items())), metadata)
+            metadata = self._metadata.setdefault(tuple(metadata.items()), metadata)
         return msgspec.structs.replace(
             entry,
+            port=self._ports.setdefault(entry.port, entry.port),
             # Interned texts are let go of with their last user.
             service=sys.intern(entry.service),
             namespace=sys.intern(entry.namespace),

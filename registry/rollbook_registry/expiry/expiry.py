@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from rollbook.names import LeaseId
     from rollbook_registry.catalog import Catalog
     from rollbook_registry.expiry.protection import Protection
     from rollbook_registry.expiry.wheel import Wheel
+
+SLICE: Final = 256
+"""Entries that are looked at before others have their turn: a few milliseconds if all of them go."""
 
 
 class Expiry:
@@ -31,19 +36,45 @@ class Expiry:
 
     def turn(self, now: float) -> None:
         """Look at everybody whose deadline has come."""
+        for _ in self.steps(now):
+            pass
+
+    def steps(self, now: float) -> Iterator[None]:
+        """Look at everybody whose deadline has come; between two steps others may have their turn.
+
+        Who is silent is found first, and then it is judged at one time for all who may go; whoever beats
+        before that is carried out stays.
+        """
         catalog, protection = self._catalog, self.protection
         again = protection.due(now)
-        # Some beat, or were taken out, while they were kept.
-        overdue = {lease: None for lease in again if catalog.overdue(lease, now)}
-        for lease in self._wheel.advance(now):
-            if catalog.overdue(lease, now):
-                overdue[lease] = None
-            else:
-                catalog.expire(lease, now)
+        overdue: dict[LeaseId, None] = {}
+        for leases in self._slices(again):
+            # Some beat, or were taken out, while they were kept.
+            overdue.update((lease, None) for lease in leases if catalog.overdue(lease, now))
+            yield
+        for leases in self._slices(self._wheel.advance(now)):
+            overdue.update(dict.fromkeys(catalog.look(leases, now)))
+            yield
         if not overdue and not again:
             return
         judged = protection.judge(list(overdue), leases=catalog.speaking, now=now)
-        for lease in judged.out:
-            catalog.expire(lease, now)
-        for lease in judged.kept:
-            catalog.expire(lease, now, remove=False)
+        for leases in self._slices(judged.out):
+            catalog.expire(leases, now)
+            yield
+        for leases in self._slices(judged.kept):
+            catalog.expire(leases, now, remove=False)
+            yield
+
+    def _slices(self, leases: Iterable[LeaseId]) -> Iterator[list[LeaseId]]:
+        """Divide leases so that not much more than :data:`SLICE` entries come together."""
+        taken: list[LeaseId] = []
+        size = 0
+        for id_ in leases:
+            lease = self._catalog.lease(id_)
+            taken.append(id_)
+            size += len(lease.entries) if lease is not None else 1
+            if size >= SLICE:
+                yield taken
+                taken, size = [], 0
+        if taken:
+            yield taken

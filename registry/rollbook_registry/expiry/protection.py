@@ -83,13 +83,17 @@ class Protection:
         """
         if self._is_over(now):
             self._ends = now + self._limits.window
-            self._base, self._spent = leases(), 0
+            there = self._base = leases()
+            self._spent = 0
             self._kept = {}
-        left = self._left(len(overdue), leases)
-        chosen = list(overdue)
-        if len(chosen) > left:
-            self._rng.shuffle(chosen)
-        out, kept = chosen[:left], chosen[left:]
+            left = self._left(len(overdue), lambda: there)
+        else:
+            left = self._left(len(overdue), leases)
+        out, kept = list(overdue), []
+        if len(out) > left:
+            chosen = set(self._rng.sample(range(len(overdue)), left))
+            out = [lease for n, lease in enumerate(overdue) if n in chosen]
+            kept = [lease for n, lease in enumerate(overdue) if n not in chosen]
         self._spent += len(out)
         self._kept.update(dict.fromkeys(kept))
         return Judged(out, kept)

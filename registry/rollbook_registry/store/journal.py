@@ -86,7 +86,7 @@ def gone(write: LeaseWrite) -> Gone | None:
 
     A lease that was yielded has ended here only because it goes on elsewhere: nothing of it is gone.
     """
-    if write.yielded or not (write.drop or write.ended):
+    if not (write.drop or write.ended) or write.yielded:
         return None
     return Gone(write.id, write.term, write.n, write.drop, write.ended)
 

@@ -68,6 +68,17 @@ def test_an_address_has_one_spelling(given, stored):
     assert names.check_ip(given) == stored
 
 
+@given(st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,4}){2,4}\n?", fullmatch=True))
+def test_what_looks_like_an_ipv4_address_is_one_or_is_refused(text):
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        with pytest.raises(Problem):
+            names.check_ip(text)
+    else:
+        assert names.check_ip(text) == str(address)
+
+
 def test_a_service_is_known_by_namespace_group_and_name():
     assert names.service_key("orders") == ("public", "DEFAULT_GROUP", "orders")
     assert str(names.service_key("orders", namespace="n", group="g")) == "n/g@@orders"

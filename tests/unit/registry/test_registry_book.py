@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from registrykit import ORDERS, an_entry
 from rollbook.problems import Problem
 from rollbook_registry.book import Book
+from rollbook_registry.catalog import Reason
 from rollbook_registry.catalog.leases import Kind
 from rollbook_registry.settings import RegistrySettings
 
@@ -162,10 +166,37 @@ def test_two_lives_of_a_registry_have_different_names(make):
 def test_what_came_of_a_command_is_told_whole_before_it_is_answered(make):
     book = make()
     heard = []
-    book.listeners.append(lambda event: heard.append(type(event).__name__))
+    book.recorders.append(lambda event: heard.append(type(event).__name__))
     book.flushes.append(lambda: heard.append("flush"))
     enter(book, an_entry(1), an_entry(2, ip="10.0.0.2"))
     assert heard == ["Written", "flush", "Written", "flush"]
     heard.clear()
     book.apply(lambda c, now: (c.close_pods(["p", "q"], now), c.release("a", now)))
     assert heard == ["PodsMarked", "Written", "flush"]
+
+
+def scraped(book, reason):
+    return book.metrics.registry.get_sample_value("rollbook_entry_events_total", {"reason": reason})
+
+
+def test_what_happens_to_entries_is_counted_by_its_reason(make, time):
+    book = make()
+    assert {scraped(book, reason.value) for reason in Reason} == {0.0}
+    enter(book, an_entry(), an_entry(81))
+    run(book, time, 15.0)
+    assert (scraped(book, "registered"), scraped(book, "silent"), scraped(book, "expired")) == (2.0, 2.0, 0.0)
+    run(book, time, 15.0)
+    assert scraped(book, "expired") == 2.0
+
+
+@pytest.mark.parametrize(("level", "told"), [("debug", ["lease", "registered"]), ("info", [])])
+def test_what_is_usual_is_logged_only_for_who_wants_details(make, level, told):
+    number = logging.getLevelNamesMapping()[level.upper()]
+    with capture_logs() as logs:
+        before = structlog.get_config()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+        try:
+            enter(make(), an_entry())
+        finally:
+            structlog.configure(wrapper_class=before["wrapper_class"])
+    assert [entry["event"] for entry in logs] == told

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from registrykit import TICK, Ledger, a_ref, an_entry
 from rollbook.problems import Problem
 from rollbook_registry.catalog.leases import http_lease
+from rollbook_registry.expiry.expiry import SLICE
 
 UNHEALTHY, REMOVE = "preserved.heart.beat.timeout", "preserved.ip.delete.timeout"
 
@@ -284,6 +287,24 @@ def test_a_service_that_was_dropped_begins_anew_with_a_number_never_used(ledger)
     assert [i.port for i in service.since(0)[0]] == [8080]
 
 
+def test_the_changes_that_are_remembered_keep_no_instance_that_was_replaced(ledger):
+    ledger.enter("a", an_entry(weight=2.0))
+    replaced = ledger.only()
+    ledger.register("a", an_entry(weight=3.0))
+    ledger.take()
+    # Its local name, and the argument of the call.
+    assert sys.getrefcount(replaced) == 2
+    assert [i.weight for i in ledger.catalog.service(an_entry().service_key).since(0)[0]] == [3.0]
+
+
+def test_services_that_came_and_went_unseen_leave_nothing_in_the_digest(ledger):
+    ledger.enter("a", an_entry())
+    ledger.release("a")
+    ledger.wait(61.0)
+    assert not ledger.catalog.services._stale
+    assert ledger.catalog.digest == 0
+
+
 def test_who_is_silent_is_counted_exactly_so_that_a_beat_looks_only_then(ledger):
     ledger.enter("a", an_entry(), an_entry(81), an_entry(82))
     lease = ledger.catalog.lease("a")
@@ -294,3 +315,76 @@ def test_who_is_silent_is_counted_exactly_so_that_a_beat_looks_only_then(ledger)
     ledger.register("a", an_entry(81))
     assert lease.quiet == 0
     assert all(i.healthy for i in ledger.shown().values())
+
+
+def crowd(ledger, count, entries=1):
+    """Have so many sessions enter instances, and fall silent until one tick before they turn."""
+    for number in range(count):
+        ports = range(1, entries + 1)
+        ledger.enter(
+            f"s{number}", *(an_entry(ip=f"10.1.{number >> 8}.{number & 255}", port=p) for p in ports)
+        )
+    ledger.wait(15.0 - TICK)
+    ledger.take()
+
+
+def steps_of_a_tick(ledger):
+    """Begin a tick of the wheel, and return what goes on with it, one step at a time."""
+    ledger.now += TICK
+    steps = ledger.expiry.steps(ledger.now)
+
+    def step() -> bool:
+        return ledger.do(lambda *_: next(steps, "over") != "over")
+
+    return step
+
+
+@pytest.mark.parametrize(("leases", "entries"), [(3 * SLICE, 1), (6, SLICE // 2)])
+def test_between_the_steps_of_a_tick_others_have_their_turn(ledger, leases, entries):
+    crowd(ledger, leases, entries)
+    step = steps_of_a_tick(ledger)
+    for turned in (1, 2, 3):
+        assert step()
+        service = ledger.catalog.service(an_entry().service_key)
+        assert len(service.instances) - service.healthy == turned * leases * entries // 3
+    assert not step()
+
+
+def test_what_turns_in_one_step_is_one_change_of_its_service(ledger):
+    crowd(ledger, 20)
+    ledger.step()
+    (change,) = ledger.changes()
+    assert [i.alive for i in change.put] == [False] * 20
+
+
+def test_who_beats_before_it_is_carried_out_stays(ledger):
+    crowd(ledger, 3 * SLICE)
+    ledger.wait(15.0)  # all have turned, and are due to go with the next tick
+    step = steps_of_a_tick(ledger)
+    for _ in range(3):
+        assert step()  # all have been looked at
+    assert step()  # the first are out
+    left = [f"s{n}" for n in range(3 * SLICE) if ledger.catalog.lease(f"s{n}") is not None]
+    assert len(left) == 2 * SLICE
+    ledger.beat(left[0])
+    while step():
+        pass
+    assert [n for n in left if ledger.catalog.lease(n) is not None] == left[:1]
+    assert ledger.only().healthy
+    ledger.wait(15.0)
+    assert not ledger.only().healthy, "its deadline is in the wheel again"
+
+
+def test_ends_are_remembered_for_ten_minutes_and_of_the_last_hundred_thousand(ledger, monkeypatch):
+    monkeypatch.setattr("rollbook_registry.catalog.ledger.MAX_ENDED", 200)
+    refs = [a_ref(port=port) for port in range(1, 302)]
+    for ref in refs:
+        ledger.register_http(an_entry(port=ref.port))
+        ledger.delete(ref)
+    remembered = [ledger.catalog.has_ended(http_lease(ref), ref) for ref in refs]
+    # A hundredth goes at once: two.
+    assert remembered == [False] * 102 + [True] * 199
+    ledger.wait(600.0 - TICK)
+    assert ledger.catalog.has_ended(http_lease(refs[-1]), refs[-1])
+    ledger.wait(TICK)
+    assert not ledger.catalog.has_ended(http_lease(refs[-1]), refs[-1])

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict, deque
 
 import msgspec
+import xxhash
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -138,6 +139,11 @@ class Book(RuleBasedStateMachine):
         assert attachment.resumed is bool(held)
         self.terms[name] = attachment.term
         self.oracle.attach(name, SESSION, holder=f"{name}{holder}")
+
+    @rule()
+    def another_replica_compares(self):
+        """The digest over all lists is worked out when somebody asks, so this comes at any time or never."""
+        assert self.ledger.catalog.digest == whole_digest(self.ledger.catalog)
 
     @rule(name=operators, ahead=st.integers(-1, 1))
     def attach_operator(self, name, ahead):
@@ -502,12 +508,22 @@ class Book(RuleBasedStateMachine):
         assert (
             catalog.groups._groups,
             catalog.groups._at_address,
-            catalog.groups._touched,
+            catalog.groups.touched,
             catalog._empty,
         ) == ({}, {}, {}, {})
         assert len(catalog.services) == 0
+        assert catalog.digest == 0
+        assert (catalog.services._parts, catalog.services._stale) == ({}, {})
         assert len(self.ledger.wheel) == 0
         assert not any(self.ledger.mirror.values())
+
+
+def whole_digest(catalog):
+    digest = 0
+    for service in catalog.services:
+        if service.digest:
+            digest ^= xxhash.xxh64_intdigest(f"{service.key} {service.digest}".encode())
+    return digest
 
 
 def _sorted(write):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from registrykit import Ledger, a_ref, an_entry
 from rollbook.names import parse_instance_key
+from rollbook_registry.catalog.leases import Held, Kind
+from rollbook_registry.catalog.merge import Shown, judge, merge
 
 POD = {"owner": "u"}
 
@@ -308,3 +312,38 @@ def test_what_needs_beats_is_not_shown_by_an_operator_that_has_fallen_silent_its
     operator(ledger, an_entry(**POD, beats_required=True))
     ledger.wait(15.0)
     assert ledger.shown() == {}
+
+
+@given(
+    owner=st.sampled_from(["", "u"]),
+    kind=st.sampled_from(Kind),
+    ready=st.sampled_from([None, True, False]),
+    flags=st.tuples(*[st.booleans()] * 4),
+)
+def test_what_one_alone_says_is_merged_by_the_same_rules(owner, kind, ready, flags):
+    entry = an_entry(owner=owner, ready=ready, weight=2.0)
+    down, proven, silent, orphan = flags
+    held = Held(
+        entry=entry,
+        ref=entry.ref,
+        lease="a",
+        kind=kind,
+        epoch=0,
+        order=1,
+        since=1,
+        term=1,
+        seen=0.0,
+        unhealthy_after=15.0,
+        remove_after=30.0,
+        down=down,
+        proven=proven,
+        silent=silent,
+        orphan=orphan,
+    )
+    (judgement,) = judge([held])
+    shown = () if judgement.where is None else (Shown(judgement.where[0], judgement.instance),)
+    merged = merge([held])
+    assert merged.visible == shown
+    assert [s.instance.key for s in shown] == ([] if judgement.where is None else [judgement.where[1]])
+    if owner and ready is True and kind in {Kind.SESSION, Kind.HTTP}:
+        assert merged.silent == silent

@@ -50,7 +50,7 @@ async def test_everybody_has_a_full_grace_period(start):
     await speaker.attach("a")
     await speaker.register(an_entry(1), an_entry(2))
     # It was silent to the end: what the last life has seen of that is not held against it.
-    first.book.apply(lambda c, now: c.expire("a", now + 16.0))
+    first.book.apply(lambda c, now: c.expire(["a"], now + 16.0))
     assert not any(i.healthy for i in first.catalog.service(ORDERS).instances.values())
     await stop(first)
     second = await start(**BRISK)
@@ -75,7 +75,7 @@ async def test_what_was_removed_does_not_come_back(start):
     keeper = first.server.keeper
     keeper.flush()
     keeper._changed = False
-    first.book.listeners.remove(keeper.take)
+    first.book.recorders.remove(keeper.take)
     await stop(first)
     second = await start()
     assert ports(second) == [2]

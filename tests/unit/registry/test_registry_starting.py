@@ -69,5 +69,5 @@ def test_without_an_operator_an_unproven_application_is_not_alive(catalog):
 def test_a_sidecar_that_falls_silent_before_its_first_verdict_is_not_alive(catalog):
     catalog.register(SIDECAR, [_entry(alive=None)], 1.0)
     _operator(catalog, ready=True, probed=True)
-    catalog.expire(SIDECAR, 16.0)
+    catalog.expire([SIDECAR], 16.0)
     assert _healthy(catalog) == [False]
