@@ -25,6 +25,7 @@ NAMES: Final = (
     "checks",
     "store",
     "sidecar_lookups",
+    "picks",
     "catalog_size",
     "cluster_detection",
 )

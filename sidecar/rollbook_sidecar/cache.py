@@ -87,7 +87,7 @@ class Listing:
         self.instances = view.instances
         self.protect_threshold = view.protect_threshold
         self._bodies: dict[Filter, bytes] = {}
-        self._eligible: dict[Selector, list[Instance]] = {}
+        self._eligible: dict[Selector, tuple[Instance, ...]] = {}
 
     def body(self, wanted: Filter = UNFILTERED) -> bytes:
         """Return the list, or a part of it, as JSON."""
@@ -97,11 +97,11 @@ class Listing:
             _keep(self._bodies, wanted, body)
         return body
 
-    def eligible(self, selector: Selector = EVERYTHING) -> list[Instance]:
-        """Return the instances that may get traffic, all or those that are selected."""
+    def eligible(self, selector: Selector = EVERYTHING) -> tuple[Instance, ...]:
+        """Return the instances that may get traffic, all or those that are selected: each time the same."""
         eligible = self._eligible.get(selector)
         if eligible is None:
-            selected = Filter(selector=selector).take(self.instances)
+            selected = Filter(selector=selector).take(self.instances) if selector.terms else self.instances
             eligible = balance.eligible(selected, self.protect_threshold)
             _keep(self._eligible, selector, eligible)
         return eligible

@@ -417,7 +417,7 @@ def test_a_list_is_acknowledged_and_told(talk):
     talk.sent()
     a = an_instance(1)
     assert talk.receive(snapshot("b1.4", a)) == [frames.Ack(service="orders", revision="b1.4")]
-    assert view.instances == [a]
+    assert view.instances == (a,)
     (changed,) = talk.told()
     assert (changed.service, changed.change.put) == (ORDERS, [a])
 
@@ -451,7 +451,7 @@ def test_a_frame_that_is_out_of_step_leads_to_a_fresh_snapshot(talk):
     wrong = frames.Delta(service="orders", base="b1.5", revision="b1.6", digest=spell(0), drop=[a.key])
     (subscribe,) = talk.receive(wrong)
     assert (subscribe.service, subscribe.revision, subscribe.digest) == ("orders", "", "")
-    assert view.instances == [a]
+    assert view.instances == (a,)
     talk.told()
     talk.receive(snapshot("b1.6", b))
     (changed,) = talk.told()
@@ -467,7 +467,7 @@ def test_settled_lets_go_of_what_was_held_everywhere(talk):
     talk.session.connected(1.0)
     talk.receive(snapshot("b2.0", settled=False))
     talk.told()
-    assert talk.session.views[ORDERS].instances == [an_instance(1)]
+    assert talk.session.views[ORDERS].instances == (an_instance(1),)
     talk.receive(frames.Settled())
     # That a list is settled is news where nothing was held, too.
     told = {event.service.name: event.change.drop for event in talk.told()}

@@ -30,7 +30,7 @@ def break_connections(registry):
 async def test_what_one_registers_another_finds_and_picks(registry, subprotocol):
     provider, caller = await registry.client(subprotocol=subprotocol), await registry.client()
     orders = await caller.subscribe("orders")
-    assert orders.instances == []
+    assert orders.instances == ()
     with pytest.raises(Problem, match="no healthy instance"):
         orders.pick()
     async with provider.register(an_entry(weight=3.0), an_entry(81, alive=False)):
