@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
-from rollbook import balance, session
+from rollbook import balance, events
 from rollbook.filters import UNFILTERED, Filter
 from rollbook.model import ServiceCount, ServiceList
 from rollbook.problems import Problem
@@ -299,9 +299,9 @@ class Cache:
             cached = self._services.get(service) or self._add(service)
             cached.pinned = True
 
-    def heard(self, event: session.Event) -> None:
+    def heard(self, event: events.Event) -> None:
         """Take notice of what happened at the client."""
-        if isinstance(event, session.ListChanged):
+        if isinstance(event, events.ListChanged):
             cached = self._services.get(event.service)
             if cached is not None and cached.view.known and self._differs(cached, event):
                 self._renew(cached)
@@ -320,7 +320,7 @@ class Cache:
     # --- inside ----------------------------------------------------------------------------------------
 
     @staticmethod
-    def _differs(cached: Cached, event: session.ListChanged) -> bool:
+    def _differs(cached: Cached, event: events.ListChanged) -> bool:
         listing = cached.listing
         if listing is None or event.change:
             return True

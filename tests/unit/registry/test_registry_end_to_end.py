@@ -204,7 +204,7 @@ async def test_an_operator_that_fails_over_leaves_the_book_as_it_is(registry):
     await orders.wait_for(lambda instances: len(instances) == 2)
     assert [change.drop for change in changes] == [["10.0.0.1:3:DEFAULT:u3"]]
     old.close_pods("u1")
-    await until(lambda: not old._outbox.is_set())
+    await until(lambda: not old._connection._outbox.is_set())
     await asyncio.wait_for(new.barrier(ORDERS, timeout=TIMEOUT), TIMEOUT)
     assert registry.catalog.pods.closed == 0
 

@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from rollbook import frames, selector, session
+from rollbook import events, frames, selector
 from rollbook.digest import digest, spell
 from rollbook.filters import Filter
 from rollbook.model import ServiceList
@@ -50,7 +50,7 @@ class FakeClient:
             instances=list(instances),
         )
         change = self.followed[service].snapshot(frame)
-        self.cache.heard(session.ListChanged(service, change, 0.0))
+        self.cache.heard(events.ListChanged(service, change, 0.0))
 
 
 class Bench:
@@ -160,7 +160,7 @@ async def test_a_revision_changes_when_held_instances_are_let_go(bench, service,
     assert held.instances == (instance(),)
     assert held.settled is False
     change = cached.view.settle()
-    bench.cache.heard(session.ListChanged(orders, change, 0.0))
+    bench.cache.heard(events.ListChanged(orders, change, 0.0))
     assert cached.known.instances == ()
     assert cached.known.revision != held.revision
 
@@ -276,5 +276,5 @@ async def test_rereading_compares_every_list(bench, service):
 
 
 async def test_events_of_what_is_not_followed_are_nothing(bench, service):
-    bench.cache.heard(session.ListChanged(service("gone"), Change([], []), 0.0))
+    bench.cache.heard(events.ListChanged(service("gone"), Change([], []), 0.0))
     assert len(bench.cache) == 0
