@@ -713,8 +713,7 @@ def _checked(entry: Entry, field: str) -> Entry:
         msgspec.convert(msgspec.to_builtins(entry), model.Entry)
     except msgspec.ValidationError as error:
         problem = from_validation(error)
-        raise bad_value(
-            f"{field}{problem.field}", getattr(entry, problem.field, ""), problem.accepted
-        ) from None
+        text, name = f"{field}{problem.detail}", f"{field}{problem.field}"
+        raise Problem("bad_value", text, field=name, accepted=problem.accepted) from None
     model.check_entry(entry, field)
     return entry
