@@ -9,6 +9,7 @@ the frame that brings it. All by processor time, which others on the machine dis
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import time
@@ -106,17 +107,16 @@ def _deltas(size: int) -> tuple[float, float]:
 async def run(options: Options) -> Result:
     """Measure."""
     subjects: dict[str, Callable[[], tuple[float, float]]] = {}
-    for size, even in itertools.product(SIZES, (True, False)):
-        instances = _list(size, even=even)
-        kind = f"{size:,} with {'equal' if even else 'different'} weights"
-        for name in balance.STRATEGIES:
-            subjects[f"{name}, {kind}"] = lambda name=name, of=instances: _picks(name, of)  # type: ignore[misc]  # a default binds it now
+    for name, size, even in itertools.product(balance.STRATEGIES, SIZES, (True, False)):
+        if even and name != balance.DEFAULT_STRATEGY:
+            continue  # only that one has a way of its own for equal weights
+        kind = f"{name} of {size:,}" + (", weights equal" if even else "")
+        subjects[kind] = functools.partial(_picks, name, _list(size, even=even))
     for size in SIZES:
-        instances = _list(size, even=False)
-        subjects[f"{balance.DEFAULT_STRATEGY}, {size:,}, another list each time"] = (
-            lambda of=instances: _changing(balance.DEFAULT_STRATEGY, of)  # type: ignore[misc]  # as above
-        )
-        subjects[f"delta of one, to a list of {size:,}"] = lambda size=size: _deltas(size)  # type: ignore[misc]  # as above
+        kind = f"{balance.DEFAULT_STRATEGY} of {size:,}, another list each time"
+        subjects[kind] = functools.partial(_changing, balance.DEFAULT_STRATEGY, _list(size, even=False))
+    for size in SIZES:
+        subjects[f"delta of one, to a list of {size:,}"] = functools.partial(_deltas, size)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     for n in range(options.rounds + 1):
         for name, measure in subjects.items():

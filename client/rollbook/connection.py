@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -228,29 +228,29 @@ class Connection:
             asyncio.create_task(self._write(ws), name="rollbook-client-write"),
             asyncio.create_task(self._tick(), name="rollbook-client-tick"),
         ]
+        ended: set[asyncio.Task[None]] = set()
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self.standing = False
-            reason = self._why(outcomes, ws)
+            reason = self._why(ended, ws) if ended else "closed by this client"
             self._session.disconnected()
             self._dispatch()
             self._tell(Disconnected(self.peer, reason))
             self.changing.notify()
             log.info("disconnected from %s: %s", self.peer, reason)
 
-    def _why(self, outcomes: Sequence[Any], ws: aiohttp.ClientWebSocketResponse) -> str:
-        for outcome in outcomes:
-            if isinstance(outcome, Exception):
-                if not isinstance(outcome, (aiohttp.ClientError, OSError)):
-                    log.warning("the session with %s broke: %r", self.peer, outcome)
-                return str(outcome) or repr(outcome)
-        if self._session.dead:
-            return self._session.died_of
-        return f"closed with code {ws.close_code}" if ws.close_code is not None else "closed by this client"
+    def _why(self, ended: set[asyncio.Task[None]], ws: aiohttp.ClientWebSocketResponse) -> str:
+        for task in ended:
+            error = task.exception()
+            if error is not None:
+                if not isinstance(error, (aiohttp.ClientError, OSError)):
+                    log.warning("the session with %s broke: %r", self.peer, error)
+                return str(error) or repr(error)
+        return self._session.died_of if self._session.dead else f"closed with code {ws.close_code}"
 
     async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         async for message in ws:

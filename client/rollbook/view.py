@@ -116,12 +116,14 @@ class View:
         if frame.base != self.revision:
             raise OutOfStep(f"delta on {frame.base}, held {self.revision}")
         after = self._digest
-        for key in {*(i.key for i in frame.put), *frame.drop}:
+        changed: dict[InstanceKey, Instance | None] = {i.key: i for i in frame.put}
+        changed.update(dict.fromkeys(frame.drop))
+        for key, new in changed.items():
             old = self._book.get(key)
             if old is not None:
                 after ^= instance_digest(old)
-        for instance in frame.put:
-            after ^= instance_digest(instance)
+            if new is not None:
+                after ^= instance_digest(new)
         if spell(after) != frame.digest:
             raise OutOfStep(f"digest {spell(after)} at {frame.revision}, the registry's is {frame.digest}")
         dropped = []

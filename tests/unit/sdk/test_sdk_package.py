@@ -62,7 +62,9 @@ def public_members():
                 yield from ((f"{module.__name__}.{name}.{n}", m) for n, m in members if is_public(n, m))
 
 
-@pytest.mark.parametrize(("name", "member"), list(public_members()), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "member"), list(public_members()), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_what_is_public_says_what_it_is(name, member):
     text = inspect.getdoc(member)
     assert text
