@@ -33,12 +33,13 @@ from rollbook.connection import Connection
 from rollbook.following import Following, fresh
 from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, LeaseId, ServiceKey, service_key
 from rollbook.problems import Problem, bad_value, from_validation
+from rollbook.promises import Promises
 from rollbook.session import Session
 from rollbook.subscription import Matching, Subscription
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from rollbook.balance import Strategy
     from rollbook.connection import Token
@@ -124,9 +125,9 @@ class Client:
         )
         self._listed: dict[ServiceKey, _Listed] = {}
         self._matched: dict[Pattern, _Matched] = {}
-        self._waiting: dict[int, asyncio.Future[frames.Done]] = {}
-        self._confirming: dict[EntryRef, asyncio.Future[None]] = {}
-        self._leaving: dict[EntryRef, asyncio.Future[None]] = {}
+        self._answers: Promises[int, frames.Done] = Promises()
+        self._confirming: Promises[EntryRef, None] = Promises()
+        self._leaving: Promises[EntryRef, None] = Promises()
         self._held: set[EntryRef] = set()
         """Entries of ``register`` blocks that the registry has had."""
         self._retry: asyncio.TimerHandle | None = None
@@ -191,19 +192,12 @@ class Client:
             await self._answer(self.session.release())
 
     def _end_waits(self) -> None:
-        for future in self._futures():
-            if not future.done():
-                future.set_exception(_closed())
-                # Whoever waited is told; that nobody did is no news.
-                future.exception()
+        self._answers.break_all(_closed())
+        self._confirming.break_all(_closed())
+        self._leaving.break_all(_closed())
         for _, state in (*self._listed.values(), *self._matched.values()):
             state.finish(_closed())
         self._connection.changing.finish(_closed())
-
-    def _futures(self) -> Iterator[asyncio.Future[frames.Done] | asyncio.Future[None]]:
-        yield from self._waiting.values()
-        yield from self._confirming.values()
-        yield from self._leaving.values()
 
     @property
     def connected(self) -> bool:
@@ -286,7 +280,7 @@ class Client:
         """
         self._check_running()
         self.drop(*refs)
-        await self._all(self._leaving, [ref for ref in refs if self.session.is_leaving(ref)])
+        await self._leaving.all(ref for ref in refs if self.session.is_leaving(ref))
 
     def put(self, *entries: Entry) -> None:
         """Want entries in the book, or changed; the client keeps offering them until the registry has them.
@@ -294,14 +288,14 @@ class Client:
         What it won't have is told by :class:`rollbook.events.Rejected` and :meth:`confirmed`. It is offered
         again at the next connection, or when it is put again.
         """
-        self._settle(self._leaving, [e.ref for e in entries], Problem("conflict", "it was put again"))
+        self._leaving.break_((e.ref for e in entries), Problem("conflict", "it was put again"))
         self.session.put(entries)
         self._flush()
 
     def drop(self, *refs: EntryRef) -> None:
         """Want entries out of the book; :meth:`deregister` waits for it, too."""
         self.session.drop(refs)
-        self._settle(self._confirming, refs, Problem("unknown_instance", "it was dropped meanwhile"))
+        self._confirming.break_(refs, Problem("unknown_instance", "it was dropped meanwhile"))
         self._flush()
 
     def set_down(self, *refs: EntryRef) -> None:
@@ -324,7 +318,7 @@ class Client:
             problem = session.rejection(ref) or (None if session.is_confirmed(ref) else session.lease_problem)
             if problem is not None:
                 raise fresh(problem)
-        await self._all(self._confirming, [ref for ref in refs if not session.is_confirmed(ref)])
+        await self._confirming.all(ref for ref in refs if not session.is_confirmed(ref))
 
     # --- lists -----------------------------------------------------------------------------------------
 
@@ -557,34 +551,9 @@ class Client:
     # --- inside: who waits -----------------------------------------------------------------------------
 
     async def _answer(self, id_: int) -> frames.Done:
-        future: asyncio.Future[frames.Done] = asyncio.get_running_loop().create_future()
-        self._waiting[id_] = future
+        answer = self._answers.expect(id_)
         self._flush()
-        return await future
-
-    async def _all(self, waits: dict[EntryRef, asyncio.Future[None]], refs: list[EntryRef]) -> None:
-        """Wait for something of all of these; several may wait for the same."""
-        loop = asyncio.get_running_loop()
-        for ref in refs:
-            if ref not in waits:
-                waits[ref] = loop.create_future()
-        await asyncio.gather(*(asyncio.shield(waits[ref]) for ref in refs))
-
-    @staticmethod
-    def _settle(
-        waits: dict[EntryRef, asyncio.Future[None]],
-        refs: list[EntryRef] | tuple[EntryRef, ...],
-        problem: Problem | None,
-    ) -> None:
-        for ref in refs:
-            future = waits.pop(ref, None)
-            if future is not None and not future.done():
-                if problem is None:
-                    future.set_result(None)
-                else:
-                    future.set_exception(fresh(problem))
-                    # Those who waited are told; that they have gone is no news.
-                    future.exception()
+        return await asyncio.shield(answer)
 
     # --- inside: what happens --------------------------------------------------------------------------
 
@@ -619,24 +588,34 @@ class Client:
     def _take(self, event: events.Event) -> None:
         match event:
             case events.Confirmed(refs):
-                self._settle(self._confirming, refs, None)
+                for ref in refs:
+                    self._confirming.keep(ref, None)
             case events.Withdrawn(refs):
-                self._settle(self._leaving, refs, None)
+                for ref in refs:
+                    self._leaving.keep(ref, None)
+            case events.Answered(id_, done, refusal):
+                if done is not None:
+                    self._answers.keep(id_, done)
+                else:
+                    self._answers.break_([id_], refusal or Problem("internal", "no answer"))
+            case events.Rejected() | events.LeaseRefused():
+                self._take_refusal(event)
+            case _:
+                self._take_list(event)
+
+    def _take_refusal(self, event: events.Rejected | events.LeaseRefused) -> None:
+        match event:
             case events.Rejected(ref, problem):
-                self._settle(self._confirming, (ref,), problem)
+                self._confirming.break_([ref], problem)
                 if ref in self._held:
                     log.warning("the registry does not have %s any more: %s", _spelled(ref), problem.detail)
                     self._retry_later()
             case events.LeaseRefused(problem):
-                self._settle(self._confirming, tuple(self._confirming), problem)
+                self._confirming.break_all(problem)
                 self._connection.changing.notify()
                 if self._held:
                     log.warning("the registry does not hear this client any more: %s", problem.detail)
                     self._retry_later()
-            case events.Answered():
-                self._answered(event)
-            case _:
-                self._take_list(event)
 
     def _take_list(self, event: events.Event) -> None:
         match event:
@@ -660,15 +639,6 @@ class Client:
                     self._matched[pattern].state.answer(refusal)
             case _:
                 pass
-
-    def _answered(self, event: events.Answered) -> None:
-        waiting = self._waiting.pop(event.id, None)
-        if waiting is None or waiting.done():
-            return
-        if event.done is not None:
-            waiting.set_result(event.done)
-        else:
-            waiting.set_exception(event.problem or Problem("internal", "no answer"))
 
     def _retry_later(self) -> None:
         if self._retry is None and not self._closed:
