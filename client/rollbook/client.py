@@ -121,7 +121,7 @@ class Client:
             rng=self._rng,
             clock=clock,
             dispatch=self._dispatch,
-            tell=self._tell,
+            tell=self._linked,
         )
         self._listed: dict[ServiceKey, _Listed] = {}
         self._matched: dict[Pattern, _Matched] = {}
@@ -130,11 +130,14 @@ class Client:
         self._leaving: Promises[EntryRef, None] = Promises()
         self._held: set[EntryRef] = set()
         """Entries of ``register`` blocks that the registry has had."""
+        self._lost: set[EntryRef] = set()
+        """Those of them that it would not have when they were offered last."""
         self._retry: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self._dispatching = False
         self._attached = False
+        self._linked_events: list[events.Event] = []
         self._listeners: list[Callable[[events.Event], None]] = []
 
     # --- life ------------------------------------------------------------------------------------------
@@ -156,6 +159,7 @@ class Client:
             raise _closed()
         if self._task is None:
             self._task = asyncio.create_task(self._connection.run(), name="rollbook-client")
+            self._task.add_done_callback(self._ended)
 
     async def aclose(self, *, release: bool = True, timeout: float = CLOSE_TIMEOUT) -> None:
         """Say goodbye and stop, for good. Everybody who waits gets 503 ``client_closed``; iterations end.
@@ -183,6 +187,13 @@ class Client:
                 self._task.cancel()
                 # Not awaited as it is: its cancellation is not to be mistaken for one of whoever called.
                 await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for a connection that has ended by itself, which it should not."""
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the client has ended by an error of its own", exc_info=task.exception())
+            self._closed = True
+            self._end_waits()
 
     async def _release(self) -> None:
         while self.connected and self.session.attaching:
@@ -268,6 +279,7 @@ class Client:
             yield
         finally:
             self._held.difference_update(refs)
+            self._lost.difference_update(refs)
             self.drop(*refs)
 
     async def deregister(self, *refs: EntryRef) -> None:
@@ -280,7 +292,7 @@ class Client:
         """
         self._check_running()
         self.drop(*refs)
-        await self._leaving.all(ref for ref in refs if self.session.is_leaving(ref))
+        await self._leaving.all(self.session.leaving.intersection(refs))
 
     def put(self, *entries: Entry) -> None:
         """Want entries in the book, or changed; the client keeps offering them until the registry has them.
@@ -411,10 +423,9 @@ class Client:
             if state.problem is not None:
                 raise fresh(state.problem)
             await state.first(lambda: state.answered and state.problem is None)
-            for subscription in matching.services.values():
-                of_it = self._listed[subscription.service].state
-                while not (subscription.view.known or of_it.problem or of_it.end):
-                    await of_it.next.wait()
+            for subscription, listed in [self._listed[service] for service in matching.services]:
+                while not (subscription.view.known or listed.problem or listed.end):
+                    await listed.next.wait()
             state.check()
             state.kept = True
         finally:
@@ -567,7 +578,8 @@ class Client:
             return
         self._dispatching = True
         try:
-            while happened := self.session.take_events():
+            while happened := [*self._linked_events, *self.session.take_events()]:
+                self._linked_events.clear()
                 for event in happened:
                     self._take(event)
                     self._tell(event)
@@ -576,6 +588,11 @@ class Client:
         if self.session.attached is not self._attached:
             self._attached = self.session.attached
             self._connection.changing.notify()
+
+    def _linked(self, event: events.Event) -> None:
+        """Take notice of what happened to the connection."""
+        self._linked_events.append(event)
+        self._dispatch()
 
     def _tell(self, event: events.Event) -> None:
         for listener in self._listeners:
@@ -588,6 +605,7 @@ class Client:
     def _take(self, event: events.Event) -> None:
         match event:
             case events.Confirmed(refs):
+                self._lost.difference_update(refs)
                 for ref in refs:
                     self._confirming.keep(ref, None)
             case events.Withdrawn(refs):
@@ -607,28 +625,22 @@ class Client:
         match event:
             case events.Rejected(ref, problem):
                 self._confirming.break_([ref], problem)
-                if ref in self._held:
-                    log.warning("the registry does not have %s any more: %s", _spelled(ref), problem.detail)
-                    self._retry_later()
+                self._lose(self._held & {ref}, problem)
             case events.LeaseRefused(problem):
                 self._confirming.break_all(problem)
                 self._connection.changing.notify()
-                if self._held:
-                    log.warning("the registry does not hear this client any more: %s", problem.detail)
-                    self._retry_later()
+                self._lose(self._held, problem)
 
     def _take_list(self, event: events.Event) -> None:
         match event:
             case events.ListChanged(service, change):
                 if service in self._listed:
-                    self._listed[service].state.take(change)
+                    state = self._listed[service].state
+                    state.problem = self.session.refusals.get(service)
+                    state.take(change)
             case events.NotListed(service, problem):
                 if service in self._listed:
-                    listed = self._listed[service]
-                    listed.state.answer(problem)
-                    if listed.subscription.view.known:
-                        log.warning("the list of %s is not kept current: %s", service, problem.detail)
-                        self._retry_later()
+                    self._refuse(service, self._listed[service].state, problem)
             case events.Found(service):
                 self._came_or_went(service)
             case events.Lost(service):
@@ -640,6 +652,22 @@ class Client:
             case _:
                 pass
 
+    def _refuse(self, service: ServiceKey, state: Following, problem: Problem) -> None:
+        """Take notice that the registry does not let a service be followed; people hear of it once."""
+        if state.kept:
+            if state.problem is None:
+                log.warning("the list of %s is not kept current: %s", service, problem.detail)
+            self._retry_later()
+        state.answer(problem)
+
+    def _lose(self, refs: set[EntryRef], problem: Problem) -> None:
+        """Take notice that the registry would not have what it had before; people hear of it once."""
+        for ref in refs - self._lost:
+            log.warning("the registry does not have %s any more: %s", _spelled(ref), problem.detail)
+        self._lost |= refs
+        if refs:
+            self._retry_later()
+
     def _retry_later(self) -> None:
         if self._retry is None and not self._closed:
             pause = RETRY * self._rng.uniform(0.5, 1.5)
@@ -648,15 +676,10 @@ class Client:
     def _try_again(self) -> None:
         """Offer again what the registry would not have any more."""
         self._retry = None
-        session = self.session
-        if session.lease_problem is not None:
-            again = list(self._held)
-        else:
-            again = [ref for ref in self._held if session.rejection(ref) is not None]
-        session.put([session.entries[ref] for ref in again if ref in session.entries])
-        for service, (_, state) in self._listed.items():
-            if state.problem is not None:
-                session.refresh(service)
+        entries = self.session.entries
+        self.session.put([entries[ref] for ref in self._lost if ref in entries])
+        for service in self.session.refusals:
+            self.session.refresh(service)
         self._flush()
 
 

@@ -170,12 +170,12 @@ class Connection:
         Raises:
             aiohttp.ClientError, OSError, TimeoutError: nobody answers.
         """
-        if self._http is None:
+        if self._http is None or self._http.closed:
             raise ConnectionError("the client is not running")
-        limit = aiohttp.ClientTimeout(total=timeout)
-        headers = await self._identity()
-        async with self._http.get(url, params=query, headers=headers, timeout=limit) as response:
-            return response.status, await response.read()
+        async with asyncio.timeout(timeout):
+            headers = await self._identity()
+            async with self._http.get(url, params=query, headers=headers) as response:
+                return response.status, await response.read()
 
     # --- inside ----------------------------------------------------------------------------------------
 

@@ -128,7 +128,6 @@ class Following(Changing):
 
     def take(self, change: Change) -> None:
         """Take notice of a list that has changed, or has come."""
-        self.problem = None
         for watcher in self.watchers:
             watcher.touch(change)
         self.notify()

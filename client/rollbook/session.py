@@ -97,6 +97,8 @@ class Session:
         """The lists that are followed, by name or because they match a pattern."""
         self.patterns: dict[Pattern, None] = {}
         """The patterns that are followed."""
+        self.refusals: dict[ServiceKey, Problem] = {}
+        """Why lists that are wanted by name are not followed; until they are, or are wanted no more."""
         self.lease_problem: Problem | None = None
         """Why the registry will not hear this lease; ``None`` while it does, or has not been asked."""
         self._named: set[ServiceKey] = set()
@@ -160,11 +162,11 @@ class Session:
         """Return why the registry refused the entry, if it did when it was last offered."""
         return self._rejected.get(ref)
 
-    def is_leaving(self, ref: EntryRef) -> bool:
-        """Say whether an entry that was dropped has yet to be taken out of the book."""
-        return ref in self._withdraw or any(
-            isinstance(what, _Withdrawal) and ref in what.refs for what in self._pending.values()
-        )
+    @property
+    def leaving(self) -> set[EntryRef]:
+        """The entries that were dropped, and have yet to be taken out of the book."""
+        asked = (what.refs for what in self._pending.values() if isinstance(what, _Withdrawal))
+        return {ref for refs in (self._withdraw, *asked) for ref in refs}
 
     def set_down(self, down: Iterable[EntryRef], now: float) -> None:
         """Say which entries' applications do not work; a difference is told at once, by a beat."""
@@ -191,6 +193,7 @@ class Session:
         if service not in self._named:
             return
         self._named.discard(service)
+        self.refusals.pop(service, None)
         if not self._matched(service):
             del self.views[service]
         if self._connected:
@@ -587,6 +590,8 @@ class Session:
             case None:
                 self._events.append(events.Answered(frame.id, None, problem))
             case _Question(service):
+                if service in self._named:
+                    self.refusals[service] = problem
                 self._events.append(events.NotListed(service, problem))
             case _PatternQuestion(pattern):
                 self._events.append(events.PatternAnswered(pattern, problem))
@@ -605,6 +610,7 @@ class Session:
                 return
             view = self._add_view(service)
         self._pending.pop(self._questions.pop(service, 0), None)
+        self.refusals.pop(service, None)
         at = 0.0
         threshold = view.protect_threshold
         try:

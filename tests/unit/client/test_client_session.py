@@ -357,15 +357,15 @@ def test_what_was_refused_before_the_newest_put_is_not_held_against_that(talk):
 def test_a_withdrawal_is_told_when_it_is_acknowledged(talk):
     talk.session.put([an_entry(), an_entry(81)])
     talk.done(talk.connect()[0])
-    assert not talk.session.is_leaving(a_ref())
+    assert a_ref() not in talk.session.leaving
     talk.session.drop([a_ref(), a_ref(81), a_ref(99)])
     (deregister,) = talk.sent()
-    assert talk.session.is_leaving(a_ref())
+    assert a_ref() in talk.session.leaving
     # What has been put again meanwhile does not leave.
     talk.session.put([an_entry(81)])
     talk.done(deregister)
     assert talk.told(events.Withdrawn) == [events.Withdrawn((a_ref(),))]
-    assert not talk.session.is_leaving(a_ref())
+    assert a_ref() not in talk.session.leaving
 
 
 def test_a_withdrawal_outlives_a_connection(talk):
@@ -374,7 +374,7 @@ def test_a_withdrawal_outlives_a_connection(talk):
     talk.session.drop([a_ref()])
     talk.sent()
     talk.session.disconnected()
-    assert talk.session.is_leaving(a_ref())
+    assert a_ref() in talk.session.leaving
     (deregister,) = talk.connect()
     talk.done(deregister)
     assert talk.told(events.Withdrawn) == [events.Withdrawn((a_ref(),))]
@@ -488,6 +488,25 @@ def test_a_list_is_acknowledged_and_told(talk):
     assert view.instances == (a,)
     (changed,) = talk.told()
     assert (changed.service, changed.change.put) == (ORDERS, [a])
+
+
+def test_why_a_list_is_refused_is_remembered_until_it_comes(talk):
+    talk.session.subscribe(ORDERS)
+    talk.session.connected(0.0)
+    (subscribe,) = talk.sent()
+    talk.refuse(subscribe, Problem("limit_reached", "too many"))
+    assert talk.session.refusals[ORDERS].code == "limit_reached"
+    assert [e.problem.code for e in talk.told(events.NotListed)] == ["limit_reached"]
+    # What is told to all who follow says nothing about it.
+    talk.receive(frames.Settled())
+    assert ORDERS in talk.session.refusals
+    talk.session.refresh(ORDERS)
+    (again,) = talk.sent()
+    talk.receive(snapshot("b1.1"))
+    assert not talk.session.refusals
+    talk.refuse(again, Problem("limit_reached", "too many"))
+    talk.session.unsubscribe(ORDERS)
+    assert not talk.session.refusals
 
 
 def test_the_first_list_is_told_even_if_it_is_empty(talk):

@@ -428,6 +428,51 @@ async def test_what_a_listener_raises_harms_nobody(registry, caplog):
     assert [type(e).__name__ for e in heard][:2] == ["Connected", "Confirmed"]
 
 
+async def test_what_a_listener_wishes_for_as_the_connection_stands_comes_after_that(registry):
+    told = {"first": [], "second": []}
+    client = Client(registry.address)
+
+    def first(event):
+        told["first"].append(event)
+        if isinstance(event, events.Connected):
+            client.put(an_entry())
+
+    client.listen(first)
+    client.listen(told["second"].append)
+    async with client:
+        await until(lambda: client.session.is_confirmed(a_ref()))
+    assert told["first"] == told["second"]
+    assert isinstance(told["first"][0], events.Connected)
+
+
+async def test_a_refusal_that_is_repeated_is_logged_once(start, monkeypatch, caplog):
+    monkeypatch.setattr(sdk, "RETRY", 0.01)
+    registry = await start(max_subscriptions=1)
+    client = await registry.client()
+    await soon(client.subscribe("orders"))
+    refusals = []
+    client.listen(lambda event: refusals.append(event) if isinstance(event, events.NotListed) else None)
+    stock = client.follow(key_of("stock"))
+    await until(lambda: len(refusals) > 3)
+    assert caplog.text.count("is not kept current") == 1
+    client.unfollow(ORDERS)
+    # Nobody has to ask for it again.
+    await until(lambda: stock.view.known)
+    assert stock.problem is None
+
+
+async def test_an_error_of_its_own_ends_the_client_and_tells_all_who_wait(monkeypatch, caplog):
+    async def broken():
+        await asyncio.sleep(0)
+        raise RuntimeError("a mistake")
+
+    client = Client("nowhere")
+    monkeypatch.setattr(client._connection, "run", broken)
+    async with client:
+        assert (await refusal(client.subscribe("orders"))).code == "client_closed"
+    assert "a mistake" in caplog.text
+
+
 async def test_what_a_listener_wishes_for_is_told_after_what_is_being_told(registry):
     client = await registry.client()
     told = {"first": [], "second": []}
