@@ -342,7 +342,7 @@ async def test_with_the_registry_gone_it_answers_from_memory_and_says_how_old_th
         _, before = await caller.get("/services/orders")
         await registry.stop()
         await eventually(lambda: not caller.sidecar.client.connected)
-        caller.sidecar.client.last_heard -= 42
+        caller.sidecar.client._connection.last_heard -= 42
         response, after = await caller.get("/services/orders")
         assert (response.status, after) == (200, before)
         assert response.headers["X-Rollbook-Stale"] == "true"
