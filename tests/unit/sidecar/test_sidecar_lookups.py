@@ -400,3 +400,18 @@ async def test_what_urls_mean_is_remembered_within_a_bound(registry, run, monkey
             assert response.status == 200
         response, _ = await caller.get("/services/orders?cluster=c0&wait=1ms&revision=x")
         assert response.status == 200
+
+
+async def test_what_urls_of_picks_mean_is_remembered_within_a_bound(
+    registry, run, instance, service, monkeypatch
+):
+    monkeypatch.setattr("rollbook_sidecar.lookups.MAX_PARSED", 3)
+    registry.lists[service("orders")] = [instance(n, metadata={"v": str(n)}) for n in range(80, 88)]
+    async with run(registry.address) as caller:
+        for _ in range(2):
+            for n in range(80, 88):
+                _, chosen = await caller.get(f"/services/orders/pick?selector=v={n}")
+                assert chosen["port"] == n
+            for strategy in ("random", "best"):
+                response, _ = await caller.get(f"/services/orders/pick?strategy={strategy}")
+                assert response.status == (200 if strategy == "random" else 400)
