@@ -12,6 +12,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from processkit import RegistryProcess
 
@@ -41,21 +42,27 @@ async def run(source):
     return printed.getvalue()
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def registry(tmp_path_factory):
+    async with RegistryProcess(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("source", "expected"), list(examples()))
-async def test_the_example_does_what_the_page_says(source, expected, tmp_path):
-    async with RegistryProcess(tmp_path) as registry:
-        source = source.replace("localhost:7848", registry.address)
-        source = source.replace("http_port=8848", f"http_port={registry.http_port}")
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            printed = await asyncio.wait_for(run(source), 60)
-        finally:
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
-            signal.signal(signal.SIGTERM, handler)
-        assert printed == expected
-        # Each cleans up behind itself.
-        _, found = await registry.get("/services/orders")
-        assert b'"instances":[]' in found
+async def test_the_example_does_what_the_page_says(source, expected, registry):
+    source = source.replace("localhost:7848", registry.address)
+    source = source.replace("http_port=8848", f"http_port={registry.http_port}")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        printed = await asyncio.wait_for(run(source), 60)
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, handler)
+    assert printed == expected
+    # Each cleans up behind itself.
+    _, found = await registry.get("/services/orders")
+    assert b'"instances":[]' in found
 
 
 def test_there_are_examples():
