@@ -28,6 +28,7 @@ NAMES: Final = (
     "sidecar_lookups",
     "commands",
     "silence",
+    "picks",
     "catalog_size",
     "cluster_detection",
 )

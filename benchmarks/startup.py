@@ -93,6 +93,8 @@ async def run(options: Options) -> Result:
         "registry": lambda: _answers(Registry),
         "sidecar": lambda: _answers(lambda: Sidecar(NOWHERE)),
         "sdk": lambda: _python("from rollbook import Client"),
+        "msgspec": lambda: _python("import msgspec"),
+        "vocabulary": lambda: _python("import rollbook"),
     }
     found: dict[str, list[float]] = {name: [] for name in subjects}
     for n in range(TIMES + 1):
@@ -112,6 +114,7 @@ async def run(options: Options) -> Result:
             row("registry with a snapshot of 100,000 instances (limit: bare server)", "full", "bare"),
             row("sidecar: until /healthz answers (limit: bare server)", "sidecar", "bare"),
             row("from rollbook import Client (limit: import aiohttp)", "sdk", "aiohttp"),
+            row("import rollbook (limit: import msgspec)", "vocabulary", "msgspec"),
             row("bare server until it answers (limit: python -c pass)", "bare", "pass"),
         ],
         limit="named in each row",

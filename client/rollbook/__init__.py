@@ -9,15 +9,18 @@ Importing it is cheap: the SDK (and with it aiohttp) is only loaded when :class:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
-from rollbook.model import Entry, EntryRef, Instance
+from rollbook.model import Entry, EntryRef, Instance, ServiceCount
 from rollbook.names import ServiceKey
 from rollbook.patterns import Pattern
 from rollbook.problems import Problem
 
 if TYPE_CHECKING:
-    from rollbook.client import Client, Matching, Subscription
+    from rollbook.client import Client
+    from rollbook.following import Update
+    from rollbook.subscription import Matching, Selection, Subscription
 
 __all__ = [
     "Client",
@@ -27,17 +30,28 @@ __all__ = [
     "Matching",
     "Pattern",
     "Problem",
+    "Selection",
+    "ServiceCount",
     "ServiceKey",
     "Subscription",
+    "Update",
     "__version__",
 ]
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    if name in {"Client", "Matching", "Subscription"}:
-        from rollbook import client  # noqa: PLC0415  # aiohttp costs 100 ms that most importers need not pay
+_LATER: Final = {
+    "Client": "client",
+    "Matching": "subscription",
+    "Selection": "subscription",
+    "Subscription": "subscription",
+    "Update": "following",
+}
 
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # aiohttp costs 100 ms that most importers of the vocabulary need not pay.
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -9,6 +9,10 @@
 
 A client connects to any of its addresses, moves on when one stops answering, and after every reconnection
 makes the registry agree with what it wants (see :mod:`rollbook.session`); callers repeat nothing.
+
+What waits, waits for as long as it takes; bound it with ``asyncio.timeout``. Whatever is cancelled, by that
+or otherwise, leaves nothing behind: an entry whose registration is cancelled is dropped, and a service whose
+subscription is cancelled is followed no more unless somebody else follows it.
 """
 
 from __future__ import annotations
@@ -19,203 +23,79 @@ import logging
 import random
 import secrets
 import time
-from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import aiohttp
+import msgspec
 
-from rollbook import frames, patterns, session
-from rollbook.balance import SmoothWeightedRoundRobin, eligible
-from rollbook.clock import AttentiveClock
-from rollbook.limits import MAX_FRAME_BYTES
-from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, LeaseId, ServiceKey, service_key, url_host
-from rollbook.problems import Problem, bad_value
+from rollbook import balance, directory, events, frames, model, names, patterns
+from rollbook.addresses import DEFAULT_HTTP_PORT, http_url, session_url
+from rollbook.connection import Connection
+from rollbook.following import Following, fresh
+from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, LeaseId, ServiceKey, service_key
+from rollbook.problems import Problem, bad_value, from_validation
+from rollbook.promises import Promises
+from rollbook.session import Session
+from rollbook.subscription import Matching, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    import ssl
+    from collections.abc import AsyncIterator, Callable
 
     from rollbook.balance import Strategy
-    from rollbook.model import Entry, EntryRef, Instance
+    from rollbook.connection import Token
+    from rollbook.model import Entry, EntryRef, ServiceCount
     from rollbook.patterns import Pattern
     from rollbook.view import View
 
 log = logging.getLogger("rollbook.client")
 
-DEFAULT_PORT = 7848
-TICK = 0.25
-"""Seconds between looks at the clock."""
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds that :meth:`Client.aclose` waits for the registry's word, unless told otherwise."""
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds that one attempt to connect may take."""
-
-BACKOFF_FIRST = 0.1
-BACKOFF_MOST = 5.0
-"""Seconds between attempts: drawn between 0 and ``min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** attempt)``, so that
-the clients of a registry that comes back do not all arrive at once ("full jitter")."""
-
-MAX_ANSWER_BYTES = 16 * MAX_FRAME_BYTES
+RETRY: Final = 10.0
+"""Seconds, times a random factor between a half and one and a half, until what the registry would not have
+any more (an entry of a ``register`` block that it had before, a list that was followed) is offered again."""
 
 
-def session_url(address: str) -> str:
-    """Turn ``rollbook://host:port``, ``host:port`` or ``host`` into the session's WebSocket URL.
-
-    Raises:
-        Problem: 400 ``bad_value``.
-    """
-    accepted = "host, host:port, rollbook://host:port, or ws(s)://host:port"
-    text = address if "://" in address else f"rollbook://{address}"
-    try:
-        parts = urlsplit(text)
-        port = parts.port or DEFAULT_PORT
-    except ValueError:
-        raise bad_value("registry", address, accepted) from None
-    scheme = {"rollbook": "ws", "rollbooks": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    if scheme is None or not parts.hostname or parts.path not in {"", "/"} or parts.query:
-        raise bad_value("registry", address, accepted)
-    return f"{scheme}://{url_host(parts.hostname)}:{port}/session"
+class _Listed(NamedTuple):
+    subscription: Subscription
+    state: Following
 
 
-def check_addresses(addresses: tuple[str, ...], field: str) -> None:
-    """Check the registries' addresses of a setting.
-
-    Raises:
-        Problem: 400 ``bad_value`` naming the setting, and the address that is wrong.
-    """
-    if not addresses:
-        raise bad_value(field, "", "at least one host[:port]")
-    for address in addresses:
-        try:
-            session_url(address)
-        except Problem as problem:
-            raise bad_value(field, address, problem.accepted) from None
-
-
-class Subscription:
-    """A service's list, current for as long as the client is open."""
-
-    def __init__(self, view: View, strategy: Strategy) -> None:
-        self._view = view
-        self._strategy = strategy
-        self._changed = asyncio.Event()
-
-    @property
-    def service(self) -> ServiceKey:
-        """Which service it is."""
-        return self._view.service
-
-    @property
-    def instances(self) -> list[Instance]:
-        """All instances, unhealthy and disabled ones too."""
-        return self._view.instances
-
-    @property
-    def view(self) -> View:
-        """The list with its revision and digest."""
-        return self._view
-
-    def pick(self) -> Instance:
-        """Choose an instance to send a request to.
-
-        Raises:
-            Problem: 503 ``no_instance``: none is healthy and enabled with a weight.
-        """
-        chosen = self._strategy.pick(eligible(self._view.instances, self._view.protect_threshold))
-        if chosen is None:
-            raise Problem("no_instance", f"no healthy instance of {self.service} is known")
-        return chosen
-
-    async def wait_for(self, condition: Callable[[list[Instance]], bool]) -> list[Instance]:
-        """Wait until the list satisfies a condition, and return it."""
-        while not condition(self._view.instances):
-            await self.changed()
-        return self._view.instances
-
-    async def changed(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
-
-    async def __aiter__(self) -> AsyncIterator[list[Instance]]:
-        """Yield the list now, and after each change; changes in between are merged."""
-        while True:
-            changed = self._changed
-            yield self._view.instances
-            await changed.wait()
-
-    def _notify(self) -> None:
-        # Each change has its own event: several who wait do not take it from each other.
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-
-class Matching:
-    """All services that match a pattern, each with its list, current for as long as the client is open.
-
-    A service is among them from its first instance until it has been empty for so long that the registry lets
-    go of it (``--empty-service-after``); an empty list before that is no reason to forget the service. One
-    that comes back after that comes as a new :class:`Subscription`. What is subscribed by name and matches is
-    among them too.
-    """
-
-    def __init__(self, pattern: Pattern, find: Callable[[Pattern], dict[ServiceKey, Subscription]]) -> None:
-        self.pattern = pattern
-        self.problem: Problem | None = None
-        """Why the pattern, or some of the services that match, are not followed; ``None`` if all are."""
-        self._find = find
-        self._changed = asyncio.Event()
-        self._answered = asyncio.Event()
-
-    @property
-    def services(self) -> dict[ServiceKey, Subscription]:
-        """The services of now."""
-        return self._find(self.pattern)
-
-    async def wait_for(
-        self, condition: Callable[[dict[ServiceKey, Subscription]], bool]
-    ) -> dict[ServiceKey, Subscription]:
-        """Wait until the services satisfy a condition, and return them."""
-        while not condition(services := self.services):
-            await self.changed()
-        return services
-
-    async def changed(self) -> None:
-        """Wait until a service comes or goes."""
-        await self._changed.wait()
-
-    async def __aiter__(self) -> AsyncIterator[dict[ServiceKey, Subscription]]:
-        """Yield the services now, and after each that comes or goes; changes in between are merged."""
-        while True:
-            changed = self._changed
-            yield self.services
-            await changed.wait()
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    def _answer(self, problem: Problem | None) -> None:
-        self.problem = problem
-        self._answered.set()
-        self._notify()
+class _Matched(NamedTuple):
+    matching: Matching
+    state: Following
 
 
 class Client:
-    """A session with one of several registries.
+    """A session with one of several registries. It belongs to the event loop that it is started in.
 
     Args:
-        addresses: ``host``, ``host:port`` or ``rollbook://host:port`` (``rollbooks://`` with TLS).
-        token: called at each connection for the identity to show; ``None`` shows none.
+        addresses: ``host``, ``host:port`` or ``rollbook://host:port`` (``rollbooks://`` with TLS); the port
+            is 7848 if none is given. They are tried in turns, from a random one on; of a name with several
+            addresses any may be chosen.
+        token: called at each connection for the identity to show; ``None`` shows none. An ordinary function
+            is called in the event loop, so it must not take long (reading a small file is fine); what may
+            take long is an ``async`` one. If it fails, the attempt to connect does.
+        ssl: for ``rollbooks://``; ``None`` verifies the registry by the system's certificate authorities.
+        http_port: where the registry answers plain HTTP, for :meth:`services`.
         kind: ``session``; an operator says ``operator``.
         epoch: of an operator.
         lease: this process' id; made at random if not given.
         subprotocol: how frames are spelled.
-        rng: where jitter comes from.
+        rng: where jitter comes from, and where balancing begins.
         clock: monotonic seconds.
+
+    Raises:
+        Problem: 400 ``bad_value`` naming what is wrong.
     """
 
     def __init__(
         self,
         *addresses: str,
-        token: Callable[[], str | None] | None = None,
+        token: Token | None = None,
+        ssl: ssl.SSLContext | None = None,
+        http_port: int = DEFAULT_HTTP_PORT,
         kind: frames.Kind = "session",
         epoch: int = 0,
         lease: LeaseId | None = None,
@@ -225,30 +105,40 @@ class Client:
     ) -> None:
         if not addresses:
             raise bad_value("registry", "", "at least one address")
-        self._urls = [session_url(a) for a in addresses]
-        self._token = token
+        urls = [session_url(a) for a in addresses]
         self._rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
+        self._rng.shuffle(urls)
         self._clock = clock
-        self._codec = frames.Codec(subprotocol)
-        self.session = session.Session(lease or LeaseId(secrets.token_hex(16)), kind=kind, epoch=epoch)
-        self._rng.shuffle(self._urls)
-        self._subscriptions: dict[ServiceKey, Subscription] = {}
-        self._matchings: dict[Pattern, Matching] = {}
-        self._waiting: dict[int, asyncio.Future[frames.Done]] = {}
-        self._confirming: dict[EntryRef, asyncio.Future[None]] = {}
-        self._ws: aiohttp.ClientWebSocketResponse | None = None
-        self._outbox = asyncio.Event()
-        self._connection = asyncio.Event()
-        self._disconnection = asyncio.Event()
-        self._disconnection.set()
+        self._http_port = names.check_port(http_port, "http_port")
+        self.session = Session(lease or LeaseId(secrets.token_hex(16)), kind=kind, epoch=epoch)
+        """What this client wants, and how far the registry agrees; for reading."""
+        self._connection = Connection(
+            self.session,
+            frames.Codec(subprotocol),
+            urls=urls,
+            token=token,
+            tls=ssl,
+            rng=self._rng,
+            clock=clock,
+            dispatch=self._dispatch,
+            tell=self._linked,
+        )
+        self._listed: dict[ServiceKey, _Listed] = {}
+        self._matched: dict[Pattern, _Matched] = {}
+        self._answers: Promises[int, frames.Done] = Promises()
+        self._confirming: Promises[EntryRef, None] = Promises()
+        self._leaving: Promises[EntryRef, None] = Promises()
+        self._held: set[EntryRef] = set()
+        """Entries of ``register`` blocks that the registry has had."""
+        self._lost: set[EntryRef] = set()
+        """Those of them that it would not have when they were offered last."""
+        self._retry: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._listeners: list[Callable[[session.Event], None]] = []
-        self.last_heard = 0.0
-        """Monotonic seconds at which the registry was last heard."""
-        self.peer = ""
-        """The session URL in use, or last tried."""
-        self.last_error = ""
-        """Why the last attempt to connect failed; empty after one that didn't."""
+        self._closed = False
+        self._dispatching = False
+        self._attached = False
+        self._linked_events: list[events.Event] = []
+        self._listeners: list[Callable[[events.Event], None]] = []
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -260,63 +150,168 @@ class Client:
         await self.aclose()
 
     def start(self) -> None:
-        """Start connecting, in the background."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="rollbook-client")
+        """Start connecting, in the background; ``async with`` does so.
 
-    async def aclose(self, *, release: bool = True, timeout: float = 2.0) -> None:
-        """Say goodbye and stop.
+        Raises:
+            Problem: 503 ``client_closed``: it was closed, which is for good.
+        """
+        if self._closed:
+            raise _closed()
+        if self._task is None:
+            self._task = asyncio.create_task(self._connection.run(), name="rollbook-client")
+            self._task.add_done_callback(self._ended)
+
+    async def aclose(self, *, release: bool = True, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Say goodbye and stop, for good. Everybody who waits gets 503 ``client_closed``; iterations end.
 
         Args:
             release: end the lease, so that its entries leave the book now; otherwise it lives on for the
                 removal time, for whoever attaches to it again.
-            timeout: seconds to wait for the registry's word.
+            timeout: seconds to wait for the registry's word. Without a connection nothing is waited for, and
+                the entries leave the book by their silence.
         """
-        if self._task is None:
+        if self._closed:
             return
-        if release and self.connected and self.session.attached:
-            with contextlib.suppress(Problem, TimeoutError):
-                await asyncio.wait_for(self._answer(self.session.release()), timeout)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        self._task = None
-        for answer in self._waiting.values():
-            answer.cancel()
-        for confirmation in self._confirming.values():
-            confirmation.cancel()
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        try:
+            if release and self._task is not None:
+                with contextlib.suppress(Problem, TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        await self._release()
+        finally:
+            # Also where this is cancelled: nothing goes on in the background.
+            self._end_waits()
+            if self._task is not None:
+                self._task.cancel()
+                # Not awaited as it is: its cancellation is not to be mistaken for one of whoever called.
+                await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for a connection that has ended by itself, which it should not."""
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the client has ended by an error of its own", exc_info=task.exception())
+            self._closed = True
+            self._end_waits()
+
+    async def _release(self) -> None:
+        while self.connected and self.session.attaching:
+            # What was entered over an earlier connection can be released in a moment.
+            await self._connection.changing.next.wait()
+        if self.connected and self.session.attached:
+            await self._answer(self.session.release())
+
+    def _end_waits(self) -> None:
+        self._answers.break_all(_closed())
+        self._confirming.break_all(_closed())
+        self._leaving.break_all(_closed())
+        for _, state in (*self._listed.values(), *self._matched.values()):
+            state.finish(_closed())
+        self._connection.changing.finish(_closed())
 
     @property
     def connected(self) -> bool:
         """Whether a session stands."""
-        return self._connection.is_set()
+        return self._connection.standing
+
+    @property
+    def last_heard(self) -> float:
+        """Monotonic seconds at which the registry was last heard; 0 if it never was."""
+        return self._connection.last_heard
+
+    @property
+    def peer(self) -> str:
+        """The session URL in use, or last tried."""
+        return self._connection.peer
+
+    @property
+    def last_error(self) -> str:
+        """Why the last attempt to connect failed; empty after one that didn't."""
+        return self._connection.last_error
 
     async def wait_connected(self) -> None:
-        """Wait until a session stands."""
-        await self._connection.wait()
+        """Wait until a session stands.
+
+        Raises:
+            Problem: 503 ``client_closed``.
+        """
+        self._check_running()
+        while not self.connected:
+            await self._connection.changing.changed()
 
     async def wait_disconnected(self) -> None:
         """Wait until none does."""
-        await self._disconnection.wait()
+        while self.connected:
+            await self._connection.changing.next.wait()
 
-    def listen(self, listener: Callable[[session.Event], None]) -> None:
-        """Have a function called, in order, with everything that happens (see :mod:`rollbook.session`)."""
+    def listen(self, listener: Callable[[events.Event], None]) -> None:
+        """Have a function called, in order, with everything that happens (see :mod:`rollbook.events`).
+
+        It is called in the event loop and must not take long. What it raises is logged, and no more.
+        """
         self._listeners.append(listener)
 
     # --- entries ---------------------------------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def register(self, *entries: Entry) -> AsyncIterator[None]:
+        """Hold entries in the book for the length of a ``with`` block; it begins when the registry has them.
+
+        At its end, however it ends, they are taken out: that is sent at once, and not waited for; leaving the
+        client's own block waits for the registry's word. :meth:`put` changes them meanwhile. Should a
+        registry refuse within the block what one had accepted before, it is asked again every ten seconds or
+        so.
+
+        Raises:
+            Problem: why the registry won't have one of them (none is entered then); 400 ``bad_value``
+                without asking it; 409 ``conflict``: this client holds one of them already.
+        """
+        self._check_running()
+        refs = [_checked(entry, f"entries[{n}].").ref for n, entry in enumerate(entries)]
+        for n, ref in enumerate(refs):
+            if ref in self.session.entries or ref in refs[:n]:
+                raise Problem("conflict", f"{_spelled(ref)} is registered by this client already")
+        self.put(*entries)
+        try:
+            await self.confirmed(*refs)
+            self._held.update(refs)
+            yield
+        finally:
+            self._held.difference_update(refs)
+            self._lost.difference_update(refs)
+            self.drop(*refs)
+
+    async def deregister(self, *refs: EntryRef) -> None:
+        """Take entries out of the book; returns when the registry has acknowledged it.
+
+        Those that this client does not hold are no error.
+
+        Raises:
+            Problem: 503 ``client_closed``; 409 ``conflict``: somebody put one of them again meanwhile.
+        """
+        self._check_running()
+        self.drop(*refs)
+        await self._leaving.all(self.session.leaving.intersection(refs))
+
     def put(self, *entries: Entry) -> None:
-        """Want entries in the book; the client keeps offering them until the registry has them."""
+        """Want entries in the book, or changed; the client keeps offering them until the registry has them.
+
+        What it won't have is told by :class:`rollbook.events.Rejected` and :meth:`confirmed`. It is offered
+        again at the next connection, or when it is put again.
+        """
+        self._leaving.break_((e.ref for e in entries), Problem("conflict", "it was put again"))
         self.session.put(entries)
         self._flush()
 
     def drop(self, *refs: EntryRef) -> None:
-        """Want entries out of the book."""
+        """Want entries out of the book; :meth:`deregister` waits for it, too."""
         self.session.drop(refs)
+        self._confirming.break_(refs, Problem("unknown_instance", "it was dropped meanwhile"))
         self._flush()
 
     def set_down(self, *refs: EntryRef) -> None:
-        """Say which of the entries' applications do not work at present."""
+        """Say which of the entries' applications do not work at present: these, and no others."""
         self.session.set_down(refs, self._clock())
         self._flush()
 
@@ -324,32 +319,18 @@ class Client:
         """Wait until the registry has acknowledged these entries.
 
         Raises:
-            Problem: why it won't have one of them.
+            Problem: why it won't have one of them, said now or before: it is not offered again by asking;
+                404 ``unknown_instance``: it is not put, or was dropped meanwhile.
         """
-        loop = asyncio.get_running_loop()
-        waits = []
+        self._check_running()
+        session = self.session
         for ref in refs:
-            if not self.session.is_confirmed(ref):
-                future = self._confirming.get(ref)
-                if future is None or future.done():
-                    future = self._confirming[ref] = loop.create_future()
-                waits.append(asyncio.shield(future))
-        await asyncio.gather(*waits)
-
-    @contextlib.asynccontextmanager
-    async def register(self, *entries: Entry) -> AsyncIterator[None]:
-        """Hold entries in the book for the length of a ``with`` block.
-
-        Raises:
-            Problem: why the registry won't have one of them.
-        """
-        refs = [e.ref for e in entries]
-        self.put(*entries)
-        try:
-            await self.confirmed(*refs)
-            yield
-        finally:
-            self.drop(*refs)
+            if ref not in session.entries:
+                raise Problem("unknown_instance", f"{_spelled(ref)} is not put, so it won't be confirmed")
+            problem = session.rejection(ref) or (None if session.is_confirmed(ref) else session.lease_problem)
+            if problem is not None:
+                raise fresh(problem)
+        await self._confirming.all(ref for ref in refs if not session.is_confirmed(ref))
 
     # --- lists -----------------------------------------------------------------------------------------
 
@@ -359,27 +340,59 @@ class Client:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         group: str = DEFAULT_GROUP,
-        strategy: Strategy | None = None,
+        strategy: Strategy | str | None = None,
     ) -> Subscription:
-        """Follow a service's list; returns when the first list has come."""
-        subscription = self.follow(service_key(service, namespace=namespace, group=group), strategy)
-        while not subscription.view.known:
-            await subscription.changed()
+        """Follow a service's list; returns when the first list has come.
+
+        A service that nobody has registered has an empty list. Who subscribes again gets the same object.
+
+        Args:
+            service: its name.
+            namespace: its namespace.
+            group: its group.
+            strategy: how ``pick`` chooses: one of :data:`rollbook.balance.STRATEGIES`, or your own. Given
+                again, it replaces the one there is; see also :meth:`Subscription.where`.
+
+        Raises:
+            Problem: 400 ``bad_value`` naming the argument; 429 ``limit_reached`` and others: why the registry
+                does not let it be followed (nothing is followed then); 503 ``client_closed``.
+        """
+        self._check_running()
+        key = service_key(service, namespace=namespace, group=group)
+        known = self._listed.get(key)
+        if known is not None and known.state.problem is not None:
+            known.state.problem = None
+            self.session.refresh(key)
+        subscription, state = self._follow(key, strategy)
+        state.awaited += 1
+        try:
+            await state.first(lambda: subscription.view.known)
+            state.kept = True
+        finally:
+            state.awaited -= 1
+            if not (state.kept or state.awaited or self._closed):
+                self.unfollow(key)
         return subscription
 
-    def follow(self, service: ServiceKey, strategy: Strategy | None = None) -> Subscription:
-        """As :meth:`subscribe`, without waiting for the first list."""
-        view = self.session.subscribe(service)
-        subscription = self._subscription(view, strategy)
-        self._flush()
-        return subscription
+    def follow(self, service: ServiceKey, strategy: Strategy | str | None = None) -> Subscription:
+        """As :meth:`subscribe`, without waiting for the first list; the client need not be started yet.
+
+        Raises:
+            Problem: 400 ``bad_value``: there is no such strategy; 503 ``client_closed``.
+        """
+        if self._closed:
+            raise _closed()
+        listed = self._follow(service, strategy)
+        listed.state.kept = True
+        return listed.subscription
 
     def unfollow(self, service: ServiceKey) -> None:
-        """Stop following a service; a pattern that matches goes on following it."""
-        if service in self._subscriptions:
+        """Stop following a service, whoever follows it; a pattern that matches goes on following it."""
+        listed = self._listed.get(service)
+        if listed is not None:
+            listed.state.kept = False
             self.session.unsubscribe(service)
-            if service not in self.session.views:
-                del self._subscriptions[service]
+            self._forget_lists()
             self._flush()
 
     async def subscribe_matching(
@@ -400,40 +413,74 @@ class Client:
 
         Raises:
             Problem: 400 ``bad_value``; 429 ``limit_reached`` if the registry will not have so many patterns,
-                or services, followed by one session. Nothing is followed then.
+                or services, followed by one session (nothing is followed then); 503 ``client_closed``.
         """
+        self._check_running()
         wanted = patterns.pattern(pattern, namespace=namespace, group=group)
-        matching = self.follow_matching(wanted)
-        await matching._answered.wait()  # noqa: SLF001  # one class in two parts
-        if matching.problem is not None:
-            self.unfollow_matching(wanted)
-            raise matching.problem
-        for service, subscription in matching.services.items():
-            while not subscription.view.known and self._subscriptions.get(service) is subscription:
-                await subscription.changed()
+        matching, state = self._follow_matching(wanted)
+        state.awaited += 1
+        try:
+            if state.problem is not None:
+                raise fresh(state.problem)
+            await state.first(lambda: state.answered and state.problem is None)
+            for subscription, listed in [self._listed[service] for service in matching.services]:
+                while not (subscription.view.known or listed.problem or listed.end):
+                    await listed.next.wait()
+            state.check()
+            state.kept = True
+        finally:
+            state.awaited -= 1
+            if not (state.kept or state.awaited or self._closed):
+                self.unfollow_matching(wanted)
         return matching
 
     def follow_matching(self, pattern: Pattern) -> Matching:
-        """As :meth:`subscribe_matching`, without waiting, and with as many services as may be followed."""
-        matching = self._matchings.get(pattern)
-        if matching is None:
-            matching = self._matchings[pattern] = Matching(pattern, self._find)
-            self.session.follow(pattern)
-            self._flush()
-        return matching
+        """As :meth:`subscribe_matching`, without waiting, and with as many services as may be followed.
+
+        Raises:
+            Problem: 503 ``client_closed``.
+        """
+        if self._closed:
+            raise _closed()
+        matched = self._follow_matching(pattern)
+        matched.state.kept = True
+        return matched.matching
 
     def unfollow_matching(self, pattern: Pattern) -> None:
         """Stop following a pattern; services that are subscribed or match another stay."""
-        if self._matchings.pop(pattern, None) is not None:
+        matched = self._matched.pop(pattern, None)
+        if matched is not None:
+            matched.state.finish(_not_followed(str(pattern)))
             self.session.unfollow(pattern)
-            for service in [s for s in self._subscriptions if s not in self.session.views]:
-                del self._subscriptions[service]
+            self._forget_lists()
             self._flush()
 
     def refresh(self, service: ServiceKey) -> None:
         """Compare the list with the registry's; equal digests cost a few bytes."""
         self.session.refresh(service)
         self._flush()
+
+    async def services(
+        self, *, namespace: str = DEFAULT_NAMESPACE, group: str | None = None
+    ) -> list[ServiceCount]:
+        """Return the names of all services of a namespace, with how many instances they have.
+
+        It is asked for over plain HTTP, of the registry that the session is with, at ``http_port``: a session
+        tells lists, not names. To follow names as they come and go, use :meth:`subscribe_matching`.
+
+        Args:
+            namespace: whose.
+            group: theirs; ``None`` for all groups.
+
+        Raises:
+            Problem: 400 ``bad_value``; 503 ``registry_unreachable``; 503 ``client_closed``.
+        """
+        names.check_namespace(namespace)
+        if group is not None:
+            names.check_group(group)
+        await self.wait_connected()
+        base = http_url(self.peer, self._http_port)
+        return await directory.services(self._connection.get, base, namespace=namespace, group=group)
 
     # --- requests --------------------------------------------------------------------------------------
 
@@ -444,8 +491,9 @@ class Client:
             Whether they all did within the timeout (seconds).
 
         Raises:
-            Problem: ``registry_unreachable``.
+            Problem: 503 ``registry_unreachable``: there is no session, or it broke; 503 ``client_closed``.
         """
+        self._check_running()
         done = await self._answer(self.session.barrier(services, timeout))
         return done.complete
 
@@ -464,180 +512,201 @@ class Client:
         self.session.synced()
         self._flush()
 
-    # --- inside ----------------------------------------------------------------------------------------
+    # --- inside: what is followed ----------------------------------------------------------------------
 
-    def _subscription(self, view: View, strategy: Strategy | None = None) -> Subscription:
-        subscription = self._subscriptions.get(view.service)
-        if subscription is None:
-            subscription = Subscription(view, strategy or SmoothWeightedRoundRobin())
-            self._subscriptions[view.service] = subscription
-        return subscription
+    def _check_running(self) -> None:
+        if self._closed:
+            raise _closed()
+        if self._task is None:
+            raise RuntimeError("the client is not started: use it by `async with`, or call start()")
+
+    def _follow(self, service: ServiceKey, strategy: Strategy | str | None) -> _Listed:
+        chosen = balance.strategy(strategy, rng=self._rng) if isinstance(strategy, str) else strategy
+        listed = self._list(self.session.subscribe(service))
+        if chosen is not None:
+            listed.subscription.balance_by(chosen)
+        self._flush()
+        return listed
+
+    def _list(self, view: View) -> _Listed:
+        listed = self._listed.get(view.service)
+        if listed is None:
+            state = Following()
+            subscription = Subscription(view, state, balance.strategy(rng=self._rng), self._rng)
+            listed = self._listed[view.service] = _Listed(subscription, state)
+        return listed
+
+    def _follow_matching(self, pattern: Pattern) -> _Matched:
+        matched = self._matched.get(pattern)
+        if matched is None:
+            state = Following()
+            matched = self._matched[pattern] = _Matched(Matching(pattern, state, self._find), state)
+            self.session.follow(pattern)
+            self._flush()
+        return matched
 
     def _find(self, pattern: Pattern) -> dict[ServiceKey, Subscription]:
         views = self.session.views
-        return {s: self._subscription(view) for s, view in views.items() if pattern.matches(s)}
+        return {s: self._list(view).subscription for s, view in views.items() if pattern.matches(s)}
+
+    def _forget_lists(self) -> None:
+        """Let go of the subscriptions that the session follows no more."""
+        for service in [s for s in self._listed if s not in self.session.views]:
+            self._listed.pop(service).state.finish(_not_followed(str(service)))
 
     def _came_or_went(self, service: ServiceKey) -> None:
-        for pattern, matching in self._matchings.items():
+        for pattern, (_, state) in self._matched.items():
             if pattern.matches(service):
-                matching._notify()  # noqa: SLF001  # one class in two parts
+                state.notify()
 
-    def _answer(self, id_: int) -> Awaitable[frames.Done]:
-        future: asyncio.Future[frames.Done] = asyncio.get_running_loop().create_future()
-        self._waiting[id_] = future
+    # --- inside: who waits -----------------------------------------------------------------------------
+
+    async def _answer(self, id_: int) -> frames.Done:
+        answer = self._answers.expect(id_)
         self._flush()
-        return future
+        return await asyncio.shield(answer)
+
+    # --- inside: what happens --------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        self._outbox.set()
+        self._connection.flush()
         self._dispatch()
 
     def _dispatch(self) -> None:
-        for event in self.session.take_events():
-            match event:
-                case session.ListChanged() | session.Found() | session.Lost() | session.PatternAnswered():
-                    self._on_list(event)
-                case session.Confirmed(refs):
-                    for ref in refs:
-                        self._settle(ref, None)
-                case session.Rejected(ref, problem):
-                    self._settle(ref, problem)
-                case session.Answered():
-                    self._answered(event)
-                case _:
-                    pass
-            for listener in self._listeners:
-                listener(event)
-
-    def _on_list(
-        self, event: session.ListChanged | session.Found | session.Lost | session.PatternAnswered
-    ) -> None:
-        match event:
-            case session.ListChanged(service):
-                if service in self._subscriptions:
-                    self._subscriptions[service]._notify()  # noqa: SLF001  # one class in two parts
-            case session.Found(service):
-                self._came_or_went(service)
-            case session.Lost(service):
-                lost = self._subscriptions.pop(service, None)
-                if lost is not None:
-                    lost._notify()  # noqa: SLF001  # one class in two parts
-                self._came_or_went(service)
-            case session.PatternAnswered(pattern, problem):
-                if pattern in self._matchings:
-                    self._matchings[pattern]._answer(problem)  # noqa: SLF001  # one class in two parts
-
-    def _answered(self, event: session.Answered) -> None:
-        waiting = self._waiting.pop(event.id, None)
-        if waiting is None or waiting.done():
+        if self._dispatching:
+            # A listener has wished for something: its events come after those that are being told.
             return
-        if event.done is not None:
-            waiting.set_result(event.done)
-        else:
-            waiting.set_exception(event.problem or Problem("internal", "no answer"))
-
-    def _settle(self, ref: EntryRef, problem: Problem | None) -> None:
-        future = self._confirming.pop(ref, None)
-        if future is not None and not future.done():
-            if problem is None:
-                future.set_result(None)
-            else:
-                future.set_exception(problem)
-
-    async def _run(self) -> None:
-        attempt = 0
-        async with aiohttp.ClientSession() as http:
-            while True:
-                url = self._urls[0]
-                self.peer = url
-                try:
-                    async with asyncio.timeout(CONNECT_TIMEOUT):
-                        ws = await self._connect(http, url)
-                except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                    self.last_error = str(error) or type(error).__name__
-                    log.debug("cannot connect to %s: %s", url, self.last_error)
-                else:
-                    self.last_error = ""
-                    since = self._clock()
-                    async with ws:
-                        await self._serve(ws)
-                    if self._clock() - since > BACKOFF_MOST:
-                        # One that is closed again at once is no reason to hurry.
-                        attempt = 0
-                self._urls.append(self._urls.pop(0))
-                most = min(BACKOFF_MOST, BACKOFF_FIRST * 2**attempt)
-                attempt += 1
-                await asyncio.sleep(self._rng.uniform(0, most))
-
-    async def _connect(self, http: aiohttp.ClientSession, url: str) -> aiohttp.ClientWebSocketResponse:
+        self._dispatching = True
         try:
-            token = self._token() if self._token else None
-        except Exception as error:  # see below
-            # Somebody else's function: whatever it raises, there is no token now, and perhaps there will be.
-            raise ConnectionError(f"there is no token: {error!r}") from error
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return await http.ws_connect(
-            url,
-            protocols=[self._codec.subprotocol],
-            headers=headers,
-            compress=0,
-            autoclose=True,
-            max_msg_size=MAX_ANSWER_BYTES,
-        )
-
-    async def _serve(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        """Carry frames until the connection ends or is given up."""
-        self.session.connected(self._clock())
-        self.last_heard = self._clock()
-        self._connection.set()
-        self._disconnection.clear()
-        log.info("connected to %s", self.peer)
-        self._flush()
-        tasks = [
-            asyncio.create_task(self._read(ws), name="rollbook-client-read"),
-            asyncio.create_task(self._write(ws), name="rollbook-client-write"),
-            asyncio.create_task(self._tick(), name="rollbook-client-tick"),
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            while happened := [*self._linked_events, *self.session.take_events()]:
+                self._linked_events.clear()
+                for event in happened:
+                    self._take(event)
+                    self._tell(event)
         finally:
-            self._connection.clear()
-            self._disconnection.set()
-            for task in tasks:
-                task.cancel()
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            self.session.disconnected()
-            self._dispatch()
-        for outcome in outcomes:
-            if isinstance(outcome, Exception) and not isinstance(outcome, (aiohttp.ClientError, OSError)):
-                log.warning("session with %s broke: %r", self.peer, outcome)
-        log.info("disconnected from %s (code %s)", self.peer, ws.close_code)
+            self._dispatching = False
+        if self.session.attached is not self._attached:
+            self._attached = self.session.attached
+            self._connection.changing.notify()
 
-    async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        async for message in ws:
-            if message.type not in {aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT}:
-                break
-            self.last_heard = self._clock()
-            self.session.received(self._codec.answer(message.data), self.last_heard)
-            self._flush()
-            if self.session.dead:
-                return
+    def _linked(self, event: events.Event) -> None:
+        """Take notice of what happened to the connection."""
+        self._linked_events.append(event)
+        self._dispatch()
 
-    async def _write(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        while True:
-            await self._outbox.wait()
-            self._outbox.clear()
-            for frame in self.session.take_frames():
-                data = self._codec.encode(frame)
-                if self._codec.binary:
-                    await ws.send_bytes(data)
+    def _tell(self, event: events.Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                # Somebody else's function: the session, and the other listeners, are none of its concern.
+                log.exception("a listener failed at %r", event)
+
+    def _take(self, event: events.Event) -> None:
+        match event:
+            case events.Confirmed(refs):
+                self._lost.difference_update(refs)
+                for ref in refs:
+                    self._confirming.keep(ref, None)
+            case events.Withdrawn(refs):
+                for ref in refs:
+                    self._leaving.keep(ref, None)
+            case events.Answered(id_, done, refusal):
+                if done is not None:
+                    self._answers.keep(id_, done)
                 else:
-                    await ws.send_str(data.decode())
+                    self._answers.break_([id_], refusal or Problem("internal", "no answer"))
+            case events.Rejected() | events.LeaseRefused():
+                self._take_refusal(event)
+            case _:
+                self._take_list(event)
 
-    async def _tick(self) -> None:
-        attentive = AttentiveClock(self._clock())
-        while not self.session.dead:
-            await asyncio.sleep(TICK)
-            now = self._clock()
-            self.session.tick(now, attentive.look(now))
-            self._flush()
+    def _take_refusal(self, event: events.Rejected | events.LeaseRefused) -> None:
+        match event:
+            case events.Rejected(ref, problem):
+                self._confirming.break_([ref], problem)
+                self._lose(self._held & {ref}, problem)
+            case events.LeaseRefused(problem):
+                self._confirming.break_all(problem)
+                self._connection.changing.notify()
+                self._lose(self._held, problem)
+
+    def _take_list(self, event: events.Event) -> None:
+        match event:
+            case events.ListChanged(service, change):
+                if service in self._listed:
+                    state = self._listed[service].state
+                    state.problem = self.session.refusals.get(service)
+                    state.take(change)
+            case events.NotListed(service, problem):
+                if service in self._listed:
+                    self._refuse(service, self._listed[service].state, problem)
+            case events.Found(service):
+                self._came_or_went(service)
+            case events.Lost(service):
+                self._forget_lists()
+                self._came_or_went(service)
+            case events.PatternAnswered(pattern, refusal):
+                if pattern in self._matched:
+                    self._matched[pattern].state.answer(refusal)
+            case _:
+                pass
+
+    def _refuse(self, service: ServiceKey, state: Following, problem: Problem) -> None:
+        """Take notice that the registry does not let a service be followed; people hear of it once."""
+        if state.kept:
+            if state.problem is None:
+                log.warning("the list of %s is not kept current: %s", service, problem.detail)
+            self._retry_later()
+        state.answer(problem)
+
+    def _lose(self, refs: set[EntryRef], problem: Problem) -> None:
+        """Take notice that the registry would not have what it had before; people hear of it once."""
+        for ref in refs - self._lost:
+            log.warning("the registry does not have %s any more: %s", _spelled(ref), problem.detail)
+        self._lost |= refs
+        if refs:
+            self._retry_later()
+
+    def _retry_later(self) -> None:
+        if self._retry is None and not self._closed:
+            pause = RETRY * self._rng.uniform(0.5, 1.5)
+            self._retry = asyncio.get_running_loop().call_later(pause, self._try_again)
+
+    def _try_again(self) -> None:
+        """Offer again what the registry would not have any more."""
+        self._retry = None
+        entries = self.session.entries
+        self.session.put([entries[ref] for ref in self._lost if ref in entries])
+        for service in self.session.refusals:
+            self.session.refresh(service)
+        self._flush()
+
+
+def _closed() -> Problem:
+    return Problem("client_closed", "the client is closed")
+
+
+def _not_followed(what: str) -> Problem:
+    return Problem("not_followed", f"{what} is not followed any more")
+
+
+def _spelled(ref: EntryRef) -> str:
+    return f"{ref.service_key} at {ref.key}"
+
+
+def _checked(entry: Entry, field: str) -> Entry:
+    """Check an entry as the registry will.
+
+    Raises:
+        Problem: 400 ``bad_value`` naming the field and the accepted form.
+    """
+    try:
+        # What was made in Python has not been held against the types of its fields yet.
+        msgspec.convert(msgspec.to_builtins(entry), model.Entry)
+    except msgspec.ValidationError as error:
+        problem = from_validation(error)
+        text, name = f"{field}{problem.detail}", f"{field}{problem.field}"
+        raise Problem("bad_value", text, field=name, accepted=problem.accepted) from None
+    model.check_entry(entry, field)
+    return entry

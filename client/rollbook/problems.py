@@ -40,6 +40,9 @@ STATUS: Final[dict[str, HTTPStatus]] = {
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "registry_unreachable": HTTPStatus.SERVICE_UNAVAILABLE,
     "no_instance": HTTPStatus.SERVICE_UNAVAILABLE,
+    # These two are the SDK's own, and never cross a door.
+    "not_followed": HTTPStatus.NOT_FOUND,
+    "client_closed": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Every code there is, and the HTTP status that goes with it."""
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from rollbook import frames
+from rollbook import events, frames
 from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_HELD_PER_FRAME
 from rollbook.names import ServiceKey
 from rollbook.problems import Problem, from_details
-from rollbook.view import Change, OutOfStep, View
+from rollbook.view import OutOfStep, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,101 +39,6 @@ BEAT_INTERVAL: Final = 5.0
 
 BATCH: Final = 500
 """Entries in one ``register`` frame; small enough for the registry's loop, large enough to be quick."""
-
-
-class ListChanged(NamedTuple):
-    """A subscribed service's list is different now."""
-
-    service: ServiceKey
-    change: Change
-    at: float
-
-
-class Answered(NamedTuple):
-    """A request with an id was carried out, or why it wasn't."""
-
-    id: int
-    done: frames.Done | None
-    problem: Problem | None
-
-
-class Confirmed(NamedTuple):
-    """The registry has these entries."""
-
-    refs: tuple[EntryRef, ...]
-
-
-class Rejected(NamedTuple):
-    """The registry will not have this entry; it is not offered again until it is put anew."""
-
-    ref: EntryRef
-    problem: Problem
-
-
-class LeaseRefused(NamedTuple):
-    """The registry will not hear this lease: an older epoch, or (410) a pod that is terminating or gone."""
-
-    problem: Problem
-
-
-class Ended(NamedTuple):
-    """The lease had ended by silence; everything is being registered afresh under a higher term."""
-
-    term: int
-
-
-class NotListed(NamedTuple):
-    """The registry will not let this service be followed (a limit, or a name that it does not take)."""
-
-    service: ServiceKey
-    problem: Problem
-
-
-class Found(NamedTuple):
-    """A service that matches a pattern is followed from now on; its list comes with :class:`ListChanged`.
-
-    Told once, when it is first followed, for whatever reason; a pattern that comes later finds it among
-    the views.
-    """
-
-    service: ServiceKey
-
-
-class Lost(NamedTuple):
-    """A service that only patterns followed is in the book no more, and followed no more."""
-
-    service: ServiceKey
-
-
-class PatternAnswered(NamedTuple):
-    """All services that match at present are known by name; or why the pattern, or some, are not followed.
-
-    A pattern that was refused is asked for again at the next connection, until it is unfollowed.
-    """
-
-    pattern: Pattern
-    problem: Problem | None
-
-
-class Rebooted(NamedTuple):
-    """The registry is another one, or another life of the same."""
-
-    boot: str
-
-
-Event = (
-    ListChanged
-    | NotListed
-    | Found
-    | Lost
-    | PatternAnswered
-    | Answered
-    | Confirmed
-    | Rejected
-    | LeaseRefused
-    | Ended
-    | Rebooted
-)
 
 
 class _Offer(NamedTuple):
@@ -185,15 +90,22 @@ class Session:
         self.beat_interval = BEAT_INTERVAL
         self.attached = False
         self.dead = False
+        self.died_of = ""
+        """Why the connection is to be given up, once it is dead; for people."""
         self.entries: dict[EntryRef, Entry] = {}
         self.views: dict[ServiceKey, View] = {}
         """The lists that are followed, by name or because they match a pattern."""
         self.patterns: dict[Pattern, None] = {}
         """The patterns that are followed."""
+        self.refusals: dict[ServiceKey, Problem] = {}
+        """Why lists that are wanted by name are not followed; until they are, or are wanted no more."""
+        self.lease_problem: Problem | None = None
+        """Why the registry will not hear this lease; ``None`` while it does, or has not been asked."""
         self._named: set[ServiceKey] = set()
         self._connected = False
         self._attaching = False
         self._confirmed: set[EntryRef] = set()
+        self._rejected: dict[EntryRef, Problem] = {}
         self._down: set[EntryRef] = set()
         self._offer: dict[EntryRef, None] = {}
         self._singly: set[EntryRef] = set()
@@ -204,7 +116,7 @@ class Session:
         self._questions: dict[ServiceKey, int] = {}
         self._next_id = 0
         self._frames: list[frames.Request] = []
-        self._events: list[Event] = []
+        self._events: list[events.Event] = []
         self._last_received = 0.0
         self._last_beat = 0.0
         self._ping_sent: float | None = None
@@ -222,6 +134,7 @@ class Session:
                 self._down.add(ref)
             self._withdraw.pop(ref, None)
             self._confirmed.discard(ref)
+            self._rejected.pop(ref, None)
             self._offer[ref] = None
         self._work()
 
@@ -231,13 +144,29 @@ class Session:
             if self.entries.pop(ref, None) is not None:
                 self._offer.pop(ref, None)
                 self._confirmed.discard(ref)
+                self._rejected.pop(ref, None)
                 self._down.discard(ref)
                 self._withdraw[ref] = None
         self._work()
 
+    @property
+    def attaching(self) -> bool:
+        """Whether the registry has been asked to attach the lease, and has not answered."""
+        return self._attaching
+
     def is_confirmed(self, ref: EntryRef) -> bool:
         """Say whether the registry has acknowledged the entry as it was last put."""
         return ref in self._confirmed
+
+    def rejection(self, ref: EntryRef) -> Problem | None:
+        """Return why the registry refused the entry, if it did when it was last offered."""
+        return self._rejected.get(ref)
+
+    @property
+    def leaving(self) -> set[EntryRef]:
+        """The entries that were dropped, and have yet to be taken out of the book."""
+        asked = (what.refs for what in self._pending.values() if isinstance(what, _Withdrawal))
+        return {ref for refs in (self._withdraw, *asked) for ref in refs}
 
     def set_down(self, down: Iterable[EntryRef], now: float) -> None:
         """Say which entries' applications do not work; a difference is told at once, by a beat."""
@@ -264,6 +193,7 @@ class Session:
         if service not in self._named:
             return
         self._named.discard(service)
+        self.refusals.pop(service, None)
         if not self._matched(service):
             del self.views[service]
         if self._connected:
@@ -320,16 +250,17 @@ class Session:
         self._work()
 
     def barrier(self, services: Iterable[ServiceKey], timeout: float) -> int:
-        """Ask for a barrier; :class:`Answered` comes with this id."""
+        """Ask for a barrier; :class:`rollbook.events.Answered` comes with this id."""
         names = [(s.namespace, s.group, s.name) for s in services]
         return self._ask_once(lambda id_: frames.Barrier(id=id_, services=names, timeout=timeout))
 
     def release(self) -> int:
-        """End the lease for good; :class:`Answered` comes with this id."""
+        """End the lease for good; :class:`rollbook.events.Answered` comes with this id."""
         self.entries.clear()
         self._offer.clear()
         self._withdraw.clear()
         self._confirmed.clear()
+        self._rejected.clear()
         self._down.clear()
         return self._ask_once(lambda id_: frames.Release(id=id_))
 
@@ -365,7 +296,7 @@ class Session:
                     self._withdraw.update({r: None for r in refs if r not in self.entries})
                 case None:
                     self._events.append(
-                        Answered(id_, None, Problem("registry_unreachable", "the connection was lost"))
+                        events.Answered(id_, None, Problem("registry_unreachable", "the connection was lost"))
                     )
                 case _PodsClosed(uids):
                     self._closed.update({u: False for u in uids if u in self._closed})
@@ -387,7 +318,7 @@ class Session:
                 self._on_vanished(ServiceKey(frame.namespace, frame.group, frame.service))
             case frames.Omitted():
                 service = ServiceKey(frame.namespace, frame.group, frame.service)
-                self._events.append(NotListed(service, from_details(frame.problem)))
+                self._events.append(events.NotListed(service, from_details(frame.problem)))
                 self._on_vanished(service)
             case frames.Attached():
                 self._on_attached(frame, now)
@@ -398,20 +329,20 @@ class Session:
             case frames.LeaseEnded():
                 if frame.lease == self.lease and self.attached:
                     self.term = max(self.term, frame.term)
-                    self._events.append(Ended(self.term))
+                    self._events.append(events.Ended(self.term))
                     self.attached = False
                     self._attach()
             case frames.Settled():
                 # Told even where nobody was only held: that the list is settled is news to those who wait.
                 for service, view in self.views.items():
-                    self._events.append(ListChanged(service, view.settle(), 0.0))
+                    self._events.append(events.ListChanged(service, view.settle(), 0.0))
             case frames.Gone():
                 for service, view in self.views.items():
                     change = view.gone(frame.owners)
                     if change:
-                        self._events.append(ListChanged(service, change, 0.0))
-            case frames.Goodbye():
-                self.dead = True
+                        self._events.append(events.ListChanged(service, change, 0.0))
+            case frames.Goodbye(reason=reason):
+                self._die(f"the registry said goodbye: {reason}")
             case frames.Pong():
                 pass
 
@@ -432,19 +363,23 @@ class Session:
                 self._ping_sent = attentive_now
                 self._frames.append(frames.Ping())
         elif attentive_now - self._ping_sent >= DEAD_AFTER:
-            self.dead = True
+            self._die(f"no answer to a ping for {DEAD_AFTER:g} s")
 
     def take_frames(self) -> list[frames.Request]:
         """Return the frames to be sent now, in order."""
         taken, self._frames = self._frames, []
         return taken
 
-    def take_events(self) -> list[Event]:
+    def take_events(self) -> list[events.Event]:
         """Return what happened, in order."""
         taken, self._events = self._events, []
         return taken
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _die(self, reason: str) -> None:
+        self.dead = True
+        self.died_of = reason
 
     def _id(self, what: _Pending) -> int:
         self._next_id += 1
@@ -457,12 +392,13 @@ class Session:
             self._frames.append(make(id_))
         else:
             del self._pending[id_]
-            self._events.append(Answered(id_, None, Problem("registry_unreachable", "not connected")))
+            self._events.append(events.Answered(id_, None, Problem("registry_unreachable", "not connected")))
         return id_
 
     def _attach(self) -> None:
         if not self._attaching:
             self._attaching = True
+            self.lease_problem = None
             self._frames.append(
                 frames.Attach(lease=self.lease, term=self.term, kind=self.kind, epoch=self.epoch)
             )
@@ -475,7 +411,7 @@ class Session:
         self._last_beat = now
         if frame.boot != self.boot:
             if self.boot:
-                self._events.append(Rebooted(frame.boot))
+                self._events.append(events.Rebooted(frame.boot))
             self.boot = frame.boot
             self._closed = dict.fromkeys(self._closed, False)
             self._fenced = {uid: (pod, False) for uid, (pod, _) in self._fenced.items()}
@@ -483,6 +419,7 @@ class Session:
                 self._synced_wanted = True
         # Offering everything again costs one frame and needs no reasoning about what arrived before.
         self._confirmed.clear()
+        self._rejected.clear()
         self._offer = dict.fromkeys(self.entries)
         self._work()
 
@@ -520,7 +457,7 @@ class Session:
     def _add_view(self, service: ServiceKey) -> View:
         view = self.views[service] = View(service)
         if self._matched(service):
-            self._events.append(Found(service))
+            self._events.append(events.Found(service))
         return view
 
     def _ask_pattern(self, pattern: Pattern, offered: dict[ServiceKey, None]) -> None:
@@ -566,7 +503,7 @@ class Session:
                 self._on_vanished(service)
         if what not in self._pending.values():
             problem = from_details(frame.problem) if frame.problem is not None else None
-            self._events.append(PatternAnswered(pattern, problem))
+            self._events.append(events.PatternAnswered(pattern, problem))
 
     def _on_vanished(self, service: ServiceKey) -> None:
         self._pending.pop(self._questions.pop(service, 0), None)
@@ -574,8 +511,8 @@ class Session:
         if service in self.views and self._brought(service):
             change = self.views.pop(service).vanish()
             if change:
-                self._events.append(ListChanged(service, change, 0.0))
-            self._events.append(Lost(service))
+                self._events.append(events.ListChanged(service, change, 0.0))
+            self._events.append(events.Lost(service))
 
     # --- entries ---------------------------------------------------------------------------------------
 
@@ -614,6 +551,11 @@ class Session:
             self._synced_wanted = False
             self._frames.append(frames.Synced(id=self._id(_SyncTold())))
 
+    def _is_offered(self, ref: EntryRef) -> bool:
+        return ref in self._offer or any(
+            isinstance(what, _Offer) and ref in what.refs for what in self._pending.values()
+        )
+
     def _on_done(self, frame: frames.Done) -> None:
         match self._pending.pop(frame.id, _Withdrawal(())):
             case _Offer(refs):
@@ -621,9 +563,11 @@ class Session:
                 waiting = {r for p in self._pending.values() if isinstance(p, _Offer) for r in p.refs}
                 sure = tuple(r for r in refs if r in self.entries and r not in waiting)
                 self._confirmed.update(sure)
-                self._events.append(Confirmed(sure))
+                self._events.append(events.Confirmed(sure))
+            case _Withdrawal(refs) if refs:
+                self._events.append(events.Withdrawn(tuple(r for r in refs if r not in self.entries)))
             case None:
-                self._events.append(Answered(frame.id, frame, None))
+                self._events.append(events.Answered(frame.id, frame, None))
             case _:
                 pass
         if self._withdraw or self._synced_wanted:
@@ -633,7 +577,9 @@ class Session:
         problem = from_details(frame.problem)
         match self._pending.pop(frame.id, _Withdrawal(())):
             case _Offer((ref,)):
-                self._events.append(Rejected(ref, problem))
+                if ref in self.entries and not self._is_offered(ref):
+                    self._rejected[ref] = problem
+                self._events.append(events.Rejected(ref, problem))
                 self._work()
             case _Offer(refs):
                 # All or nothing: offer each by itself, so that only the bad one stays out.
@@ -642,16 +588,19 @@ class Session:
                 self._offer.update(dict.fromkeys(again))
                 self._work()
             case None:
-                self._events.append(Answered(frame.id, None, problem))
+                self._events.append(events.Answered(frame.id, None, problem))
             case _Question(service):
-                self._events.append(NotListed(service, problem))
+                if service in self._named:
+                    self.refusals[service] = problem
+                self._events.append(events.NotListed(service, problem))
             case _PatternQuestion(pattern):
-                self._events.append(PatternAnswered(pattern, problem))
+                self._events.append(events.PatternAnswered(pattern, problem))
             case _ if frame.id == 0:
                 self._attaching = False
-                self._events.append(LeaseRefused(problem))
+                self.lease_problem = problem
+                self._events.append(events.LeaseRefused(problem))
             case _:
-                self._events.append(Answered(frame.id, None, problem))
+                self._events.append(events.Answered(frame.id, None, problem))
 
     def _list_frame(self, frame: frames.Delta | frames.Snapshot | frames.Current) -> None:
         service = ServiceKey(frame.namespace, frame.group, frame.service)
@@ -661,6 +610,7 @@ class Session:
                 return
             view = self._add_view(service)
         self._pending.pop(self._questions.pop(service, 0), None)
+        self.refusals.pop(service, None)
         at = 0.0
         threshold = view.protect_threshold
         try:
@@ -681,4 +631,4 @@ class Session:
         )
         # A snapshot is told even when it changes nothing: it ends the wait for the first list.
         if change or threshold != view.protect_threshold or not isinstance(frame, frames.Delta):
-            self._events.append(ListChanged(service, change, at))
+            self._events.append(events.ListChanged(service, change, at))

@@ -43,6 +43,7 @@ class View:
         self.protect_threshold: float | None = None
         self._book: dict[InstanceKey, Instance] = {}
         self._held: dict[InstanceKey, Instance] = {}
+        self._shown: tuple[Instance, ...] | None = ()
         self._gone: set[str] = set()
         self._digest = 0
 
@@ -57,14 +58,21 @@ class View:
         return spell(self._digest)
 
     @property
-    def instances(self) -> list[Instance]:
-        """The list that callers see."""
-        return [*self._book.values(), *self._held.values()] if self._held else list(self._book.values())
+    def instances(self) -> tuple[Instance, ...]:
+        """The list that callers see: the same object until it changes."""
+        if self._shown is None:
+            self._shown = (*self._book.values(), *self._held.values())
+        return self._shown
+
+    def get(self, key: InstanceKey) -> Instance | None:
+        """Return the instance that callers see under a key, if there is one."""
+        return self._book.get(key) or self._held.get(key)
 
     def restore(self, instances: Iterable[Instance], revision: str) -> None:
         """Start from a copy that was kept on disk: shown, and held until a registry says otherwise."""
         self._held = {i.key: i for i in instances}
         self._book = {}
+        self._shown = None
         self._digest = 0
         self.revision = revision
 
@@ -81,6 +89,7 @@ class View:
                 k: i for k, i in before.items() if k not in self._book and i.owner not in self._gone
             }
         self._drop_superseded()
+        self._shown = None
         self.revision = frame.revision
         self.settled = frame.settled
         self.protect_threshold = frame.protect_threshold
@@ -107,12 +116,14 @@ class View:
         if frame.base != self.revision:
             raise OutOfStep(f"delta on {frame.base}, held {self.revision}")
         after = self._digest
-        for key in {*(i.key for i in frame.put), *frame.drop}:
+        changed: dict[InstanceKey, Instance | None] = {i.key: i for i in frame.put}
+        changed.update(dict.fromkeys(frame.drop))
+        for key, new in changed.items():
             old = self._book.get(key)
             if old is not None:
                 after ^= instance_digest(old)
-        for instance in frame.put:
-            after ^= instance_digest(instance)
+            if new is not None:
+                after ^= instance_digest(new)
         if spell(after) != frame.digest:
             raise OutOfStep(f"digest {spell(after)} at {frame.revision}, the registry's is {frame.digest}")
         dropped = []
@@ -125,6 +136,8 @@ class View:
             held = self._held.pop(key, None)
             if listed is not None or held is not None:
                 dropped.append(key)
+        if frame.put or dropped:
+            self._shown = None
         self._digest = after
         self.revision = frame.revision
         self.protect_threshold = frame.protect_threshold
@@ -134,7 +147,9 @@ class View:
         """Let go of what is only held: the registry knows everybody by now."""
         self.settled = True
         dropped = list(self._held)
-        self._held = {}
+        if dropped:
+            self._held = {}
+            self._shown = None
         self._gone.clear()
         return Change([], dropped)
 
@@ -144,6 +159,7 @@ class View:
         dropped = [key for key, instance in self._held.items() if instance.owner in self._gone]
         for key in dropped:
             del self._held[key]
+            self._shown = None
         return Change([], dropped)
 
     def vanish(self) -> Change:
@@ -151,6 +167,7 @@ class View:
         dropped = [i.key for i in self.instances]
         self._book = {}
         self._held = {}
+        self._shown = ()
         self._digest = 0
         self.revision = ""
         return Change([], dropped)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import kopf
 import structlog
 
-from rollbook import session
+from rollbook import events
 from rollbook.client import Client
 from rollbook_operator import lease, settings, watch
 from rollbook_operator.cluster import Cluster
@@ -182,14 +182,14 @@ class Operator:
         self.metrics.queue.set_function(lambda: sync.queued)
         self.metrics.connected.set_function(lambda: client.connected and client.session.attached)
 
-    def _on_session(self, event: session.Event) -> None:
+    def _on_session(self, event: events.Event) -> None:
         match event:
-            case session.LeaseRefused(problem) if problem.code == "epoch_superseded":
+            case events.LeaseRefused(problem) if problem.code == "epoch_superseded":
                 self._superseded = problem
                 self._stop.set()
-            case session.LeaseRefused(problem):
+            case events.LeaseRefused(problem):
                 log.error("registry_refuses_us", code=problem.code, detail=problem.detail)
-            case session.Rebooted(boot):
+            case events.Rebooted(boot):
                 log.info("registry_restarted", boot=boot)
             case _:
                 pass

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path  # noqa: TC003  # rollbook.settings reads the annotations when the program runs
 
 from rollbook import names
-from rollbook.client import check_addresses
+from rollbook.addresses import check_addresses
 from rollbook.kube import ACCOUNT_DIR, KubeApi
 from rollbook.logs import FORMATS, LEVELS
 from rollbook.names import MAX_PORT

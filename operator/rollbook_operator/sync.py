@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
-from rollbook import session
+from rollbook import events
 from rollbook.frames import GonePod
 from rollbook_operator import annotations as marks
 from rollbook_operator import desired, retry
@@ -201,19 +201,19 @@ class Sync:
             self._progress.clear()
             await self._progress.wait()
 
-    def handle(self, event: session.Event) -> None:
+    def handle(self, event: events.Event) -> None:
         """Listen to the session."""
         match event:
-            case session.Confirmed(refs):
+            case events.Confirmed(refs):
                 now = self._clock()
                 for ref in refs:
                     since = self._waiting.pop(ref, None)
                     if since is not None:
                         self._metrics.latency.observe(now - since)
                     self._refused.discard(ref)
-            case session.Rejected(ref, problem):
+            case events.Rejected(ref, problem):
                 self._on_rejected(ref, problem)
-            case session.Answered(_, None, problem) if problem is not None:
+            case events.Answered(_, None, problem) if problem is not None:
                 if problem.code != "registry_unreachable":
                     log.error("request_refused", code=problem.code, detail=problem.detail)
             case _:

@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from rollbook.client import session_url
+from rollbook.addresses import session_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

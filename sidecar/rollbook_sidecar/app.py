@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from rollbook.events import Event
     from rollbook.model import Entry
-    from rollbook.session import Event
     from rollbook_sidecar.settings import Settings
 
 log = structlog.get_logger("rollbook.sidecar")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
-from rollbook import balance, session
+from rollbook import balance, events
 from rollbook.filters import UNFILTERED, Filter
 from rollbook.model import ServiceCount, ServiceList
 from rollbook.problems import Problem
@@ -87,7 +87,7 @@ class Listing:
         self.instances = view.instances
         self.protect_threshold = view.protect_threshold
         self._bodies: dict[Filter, bytes] = {}
-        self._eligible: dict[Selector, list[Instance]] = {}
+        self._eligible: dict[Selector, tuple[Instance, ...]] = {}
 
     def body(self, wanted: Filter = UNFILTERED) -> bytes:
         """Return the list, or a part of it, as JSON."""
@@ -97,11 +97,11 @@ class Listing:
             _keep(self._bodies, wanted, body)
         return body
 
-    def eligible(self, selector: Selector = EVERYTHING) -> list[Instance]:
-        """Return the instances that may get traffic, all or those that are selected."""
+    def eligible(self, selector: Selector = EVERYTHING) -> tuple[Instance, ...]:
+        """Return the instances that may get traffic, all or those that are selected: each time the same."""
         eligible = self._eligible.get(selector)
         if eligible is None:
-            selected = Filter(selector=selector).take(self.instances)
+            selected = Filter(selector=selector).take(self.instances) if selector.terms else self.instances
             eligible = balance.eligible(selected, self.protect_threshold)
             _keep(self._eligible, selector, eligible)
         return eligible
@@ -299,9 +299,9 @@ class Cache:
             cached = self._services.get(service) or self._add(service)
             cached.pinned = True
 
-    def heard(self, event: session.Event) -> None:
+    def heard(self, event: events.Event) -> None:
         """Take notice of what happened at the client."""
-        if isinstance(event, session.ListChanged):
+        if isinstance(event, events.ListChanged):
             cached = self._services.get(event.service)
             if cached is not None and cached.view.known and self._differs(cached, event):
                 self._renew(cached)
@@ -320,7 +320,7 @@ class Cache:
     # --- inside ----------------------------------------------------------------------------------------
 
     @staticmethod
-    def _differs(cached: Cached, event: session.ListChanged) -> bool:
+    def _differs(cached: Cached, event: events.ListChanged) -> bool:
         listing = cached.listing
         if listing is None or event.change:
             return True

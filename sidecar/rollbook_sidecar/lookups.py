@@ -33,6 +33,7 @@ from rollbook_sidecar.answers import answering, as_json, as_problem, elsewhere
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rollbook.selector import Selector
     from rollbook_sidecar.cache import Cache, Listing
     from rollbook_sidecar.metrics import Metrics
     from rollbook_sidecar.registrar import Registrar
@@ -45,7 +46,7 @@ MAX_PAGE_SIZE: Final = 1000
 """Services on one page."""
 
 MAX_PARSED: Final = 4096
-"""URLs whose meaning is remembered; then it starts anew."""
+"""URLs of lists, and of picks, whose meaning is remembered; then it starts anew."""
 
 _BOOLEANS: Final = {"true": True, "false": False}
 
@@ -62,6 +63,14 @@ class Ask(NamedTuple):
     wanted: Filter
     revision: str | None
     wait: float
+
+
+class Choice(NamedTuple):
+    """What the URL of a pick asks for."""
+
+    service: ServiceKey
+    strategy: str
+    among: Selector
 
 
 class Lookups:
@@ -90,6 +99,7 @@ class Lookups:
         self._rng = rng or random.Random()  # noqa: S311  # spreading load, not a secret
         self._clock = clock
         self._asks: dict[str, Ask] = {}
+        self._choices: dict[str, Choice] = {}
 
     def app(self) -> web.Application:
         """Return the application that serves them."""
@@ -122,11 +132,9 @@ class Lookups:
     async def pick(self, request: web.Request) -> web.Response:
         """``GET /services/{service}/pick``: one instance to send a request to."""
         started = self._clock()
-        query = _query(request, ("strategy", "selector", "namespace", "group"))
-        service = _service(request, query)
-        wanted = selector.parse(query.get("selector", ""))
+        service, name, wanted = self._choices.get(request.raw_path) or self._read_choice(request)
         cached = self._cache.get(service) or await self._cache.first(service)
-        strategy = cached.strategy(query.get("strategy", DEFAULT_STRATEGY), self._rng, wanted)
+        strategy = cached.strategy(name, self._rng, wanted)
         listing = cached.known
         chosen = strategy.pick(listing.eligible(wanted))
         headers = self._headers(listing)
@@ -199,6 +207,18 @@ class Lookups:
             self._asks.clear()
         self._asks[request.raw_path] = ask
         return ask
+
+    def _read_choice(self, request: web.Request) -> Choice:
+        query = _query(request, ("strategy", "selector", "namespace", "group"))
+        choice = Choice(
+            service=_service(request, query),
+            strategy=query.get("strategy", DEFAULT_STRATEGY),
+            among=selector.parse(query.get("selector", "")),
+        )
+        if len(self._choices) >= MAX_PARSED:
+            self._choices.clear()
+        self._choices[request.raw_path] = choice
+        return choice
 
     def _freshness(self) -> dict[str, str]:
         connected = self._cache.connected

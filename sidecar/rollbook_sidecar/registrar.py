@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 import msgspec
 import structlog
 
-from rollbook import session
+from rollbook import events
 
 if TYPE_CHECKING:
     import random
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rollbook.model import Entry, EntryRef
     from rollbook.problems import Problem
+    from rollbook.session import Session
 
 log = structlog.get_logger("rollbook.sidecar")
 
@@ -39,7 +40,7 @@ class Publisher(Protocol):
     """The part of :class:`rollbook.Client` that is needed here."""
 
     @property
-    def session(self) -> session.Session:
+    def session(self) -> Session:
         """The client's state."""
         ...
 
@@ -122,21 +123,21 @@ class Registrar:
         """Take everything out of the book, for good."""
         self._end("left")
 
-    def heard(self, event: session.Event) -> None:
+    def heard(self, event: events.Event) -> None:
         """Take notice of what happened at the client."""
         if self.state in _FOR_GOOD or self.state == "idle":
             return
         match event:
-            case session.Confirmed(refs):
+            case events.Confirmed(refs):
                 self._on_confirmed(refs)
-            case session.Rejected(ref, problem):
+            case events.Rejected(ref, problem):
                 self._on_refused((ref,), problem)
-            case session.LeaseRefused(problem):
+            case events.LeaseRefused(problem):
                 self._on_refused(tuple(self._entries), problem)
-            case session.Ended(term):
+            case events.Ended(term):
                 self.state = "registering"
                 log.warning("lease_ended", term=term, then="registering afresh")
-            case session.Rebooted(boot):
+            case events.Rebooted(boot):
                 self.state = "registering"
                 log.info("registry_restarted", boot=boot)
             case _:

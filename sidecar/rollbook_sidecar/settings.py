@@ -8,7 +8,7 @@ import socket
 from pathlib import Path  # noqa: TC003  # rollbook.settings reads the annotations when the program runs
 
 from rollbook import names
-from rollbook.client import check_addresses
+from rollbook.addresses import check_addresses
 from rollbook.limits import MAX_WEIGHT
 from rollbook.logs import FORMATS, LEVELS
 from rollbook.model import MAX_TIMING_MS

@@ -2,6 +2,9 @@
 
 A strategy gets the eligible instances (see :func:`eligible`) and chooses one. It may remember what it chose,
 so each subscriber has its own. Randomness is passed in.
+
+A list changes far more seldom than it is picked from. So eligible instances are a tuple, which can't change,
+and a strategy prepares itself once for each: whether it is the same one costs a comparison of identities.
 """
 
 from __future__ import annotations
@@ -9,6 +12,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, Protocol
 
+from rollbook.balance.chance import Random
+from rollbook.balance.rotation import RoundRobin
+from rollbook.balance.smooth import SmoothWeightedRoundRobin
 from rollbook.model import is_protected
 from rollbook.problems import bad_value
 
@@ -16,81 +22,49 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rollbook.model import Instance
-    from rollbook.names import InstanceKey
+
+__all__ = [
+    "DEFAULT_STRATEGY",
+    "STRATEGIES",
+    "Random",
+    "RoundRobin",
+    "SmoothWeightedRoundRobin",
+    "Strategy",
+    "eligible",
+    "strategy",
+]
 
 
 class Strategy(Protocol):
-    """Chooses one of the eligible instances."""
+    """Chooses one of the eligible instances.
 
-    def pick(self, instances: Sequence[Instance]) -> Instance | None:
-        """Return the chosen one; ``None`` only if there is none."""
+    An implementation of one's own may be given wherever a strategy is; it is called once a pick, on the
+    thread of the event loop, and must neither block nor raise.
+    """
+
+    def pick(self, instances: tuple[Instance, ...]) -> Instance | None:
+        """Return the chosen one; ``None`` only if there is none.
+
+        Args:
+            instances: those that may get traffic, each with a weight above 0. The same object as at the
+                last call means that nothing has changed since.
+        """
         ...
 
 
-def eligible(instances: Sequence[Instance], protect_threshold: float | None = None) -> list[Instance]:
+def eligible(instances: Sequence[Instance], protect_threshold: float | None = None) -> tuple[Instance, ...]:
     """Return those that may get traffic: healthy, enabled, with a weight.
 
     Where so few are healthy that the list is protected, the others may too: better to try them than to send
     everything to the few (:func:`rollbook.model.is_protected`).
     """
     protected = is_protected(instances, protect_threshold)
-    return [i for i in instances if (i.healthy or protected) and i.enabled and i.weight > 0]
-
-
-class RoundRobin:
-    """One after the other, weights ignored."""
-
-    def __init__(self) -> None:
-        self._last: InstanceKey | None = None
-
-    def pick(self, instances: Sequence[Instance]) -> Instance | None:
-        """Return the one after the last chosen, in the order of keys (so that changes do not restart it)."""
-        if not instances:
-            return None
-        ordered = sorted(instances, key=lambda i: i.key)
-        last = self._last
-        chosen = next((i for i in ordered if last is not None and i.key > last), ordered[0])
-        self._last = chosen.key
-        return chosen
-
-
-class Random:
-    """Any, with a probability proportional to weight."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def pick(self, instances: Sequence[Instance]) -> Instance | None:
-        """Return a random one."""
-        if not instances:
-            return None
-        return self._rng.choices(instances, weights=[i.weight for i in instances])[0]
-
-
-class SmoothWeightedRoundRobin:
-    """Round robin in proportion to weights, evenly spread: weights 5, 1, 1 give a a b a c a a.
-
-    Each pick adds every instance's weight to its credit, takes the one with the most, and takes the total
-    from it (nginx' upstream algorithm, 2012).
-    """
-
-    def __init__(self) -> None:
-        self._credit: dict[InstanceKey, float] = {}
-
-    def pick(self, instances: Sequence[Instance]) -> Instance | None:
-        """Return the one with the most credit."""
-        if not instances:
-            return None
-        credit = {i.key: self._credit.get(i.key, 0.0) + i.weight for i in instances}
-        chosen = max(instances, key=lambda i: credit[i.key])
-        credit[chosen.key] -= sum(i.weight for i in instances)
-        self._credit = credit
-        return chosen
+    return tuple([i for i in instances if (i.healthy or protected) and i.enabled and i.weight > 0])
 
 
 STRATEGIES: Final[dict[str, Callable[[random.Random], Strategy]]] = {
-    "smooth-weighted-round-robin": lambda _: SmoothWeightedRoundRobin(),
-    "round-robin": lambda _: RoundRobin(),
+    "smooth-weighted-round-robin": SmoothWeightedRoundRobin,
+    "round-robin": RoundRobin,
     "random": Random,
 }
 """Every strategy by the name that settings and queries use; the first is the default."""
@@ -100,6 +74,10 @@ DEFAULT_STRATEGY: Final = "smooth-weighted-round-robin"
 
 def strategy(name: str = DEFAULT_STRATEGY, *, rng: random.Random | None = None) -> Strategy:
     """Make a strategy by its name.
+
+    Args:
+        name: one of :data:`STRATEGIES`.
+        rng: where chance comes from; one of its own if not given.
 
     Raises:
         Problem: 400 ``bad_value`` naming those there are.

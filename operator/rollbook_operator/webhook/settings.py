@@ -7,7 +7,7 @@ import json
 from pathlib import Path  # noqa: TC003  # rollbook.settings reads the annotations when the program runs
 from typing import Any
 
-from rollbook.client import session_url
+from rollbook.addresses import session_url
 from rollbook.logs import FORMATS, LEVELS
 from rollbook.names import MAX_PORT
 from rollbook.problems import Problem, bad_value

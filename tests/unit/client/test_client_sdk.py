@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
 import sys
 
 import pytest
 
 from registrykit import ORDERS
+from rollbook.addresses import session_url
 from rollbook.balance import RoundRobin
-from rollbook.client import Client, Subscription, session_url
+from rollbook.client import Client
+from rollbook.following import Following
 from rollbook.model import Instance
 from rollbook.problems import Problem
-from rollbook.view import View
+from rollbook.subscription import Subscription
+from rollbook.view import Change, View
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def an_instance(key, **fields):
 
 @pytest.fixture
 def subscription():
-    return Subscription(View(ORDERS), RoundRobin())
+    return Subscription(View(ORDERS), Following(), RoundRobin(), random.Random(1))
 
 
 def test_picking_from_nobody_is_a_problem_that_names_the_service(subscription):
@@ -87,7 +91,7 @@ async def test_several_who_follow_one_list_all_see_its_last_state(subscription):
     await asyncio.wait_for(quick_saw.wait(), 5)
     quick_saw.clear()
     subscription.view.restore([an_instance("a")], "r")
-    subscription._notify()
+    subscription._state.take(Change([], []))
     await asyncio.wait_for(quick_saw.wait(), 5)
     assert len(await asyncio.wait_for(waiter, 5)) == 1
     # The quick one has taken notice and waits again; the slow one looks only now.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from registrykit import ORDERS, a_ref, an_entry, key_of
-from rollbook import frames, session
+from rollbook import events, frames, session
 from rollbook.clock import AttentiveClock
 from rollbook.digest import digest, spell
 from rollbook.model import Instance
@@ -113,7 +113,7 @@ def test_an_entry_is_registered_once_attached_and_then_confirmed(talk):
     assert not talk.session.is_confirmed(a_ref())
     talk.done(register)
     assert talk.session.is_confirmed(a_ref())
-    assert talk.told() == [session.Confirmed((a_ref(),))]
+    assert talk.told() == [events.Confirmed((a_ref(),))]
 
 
 def test_the_first_wish_on_a_standing_connection_attaches(talk):
@@ -247,7 +247,7 @@ def test_after_a_lost_connection_everything_is_offered_again_under_the_known_ter
     (register,) = talk.attach(resumed=True)
     assert register.entries == [an_entry()]
     assert talk.session.term == 2
-    assert not talk.told(session.Rebooted)
+    assert not talk.told(events.Rebooted)
     # What was confirmed before is so again when it has been acknowledged again.
     assert not talk.session.is_confirmed(a_ref())
     talk.done(register)
@@ -283,7 +283,7 @@ def test_an_ended_lease_is_attached_again_and_everything_registered_afresh(talk)
     assert talk.receive(frames.LeaseEnded(lease="lease", term=7)) == [frames.Attach(lease="lease", term=7)]
     # A second beat of the old term may have been answered likewise.
     assert talk.receive(frames.LeaseEnded(lease="lease", term=7)) == []
-    assert talk.told() == [session.Confirmed((a_ref(),)), session.Ended(7)]
+    assert talk.told() == [events.Confirmed((a_ref(),)), events.Ended(7)]
     talk.term = 7
     (register,) = talk.attach()
     assert register.entries == [an_entry()]
@@ -305,7 +305,7 @@ def test_a_reboot_is_told_and_everything_is_registered_again(talk):
     talk.session.disconnected()
     (register,) = talk.connect("b2")
     assert register.entries == [an_entry()]
-    assert talk.told(session.Rebooted) == [session.Rebooted("b2")]
+    assert talk.told(events.Rebooted) == [events.Rebooted("b2")]
 
 
 def test_one_bad_entry_of_many_is_isolated_and_the_others_get_in(talk):
@@ -316,13 +316,80 @@ def test_one_bad_entry_of_many_is_isolated_and_the_others_get_in(talk):
     talk.done(singles[0])
     assert talk.refuse(singles[1], CLOSED) == []
     talk.done(singles[2])
-    (rejected,) = talk.told(session.Rejected)
+    (rejected,) = talk.told(events.Rejected)
     assert (rejected.ref, rejected.problem.code) == (a_ref(82), "pod_terminating")
     assert [talk.session.is_confirmed(a_ref(n)) for n in (81, 82, 83)] == [True, False, True]
     # It is not offered again until it is put anew.
     assert not [f for f in talk.wait(10.0) if isinstance(f, frames.Register)]
     talk.session.put([an_entry(82)])
     assert [e.port for e in talk.sent()[0].entries] == [82]
+
+
+def test_why_an_entry_was_rejected_is_remembered_until_it_is_offered_again(talk):
+    talk.session.put([an_entry()])
+    (register,) = talk.connect()
+    assert talk.session.rejection(a_ref()) is None
+    talk.refuse(register, CLOSED)
+    assert talk.session.rejection(a_ref()).code == "pod_terminating"
+    talk.session.put([an_entry()])
+    assert talk.session.rejection(a_ref()) is None
+    talk.refuse(talk.sent()[0], CLOSED)
+    # A new connection offers everything again.
+    talk.session.disconnected()
+    (register,) = talk.connect()
+    assert talk.session.rejection(a_ref()) is None
+    talk.refuse(register, CLOSED)
+    talk.session.drop([a_ref()])
+    assert talk.session.rejection(a_ref()) is None
+
+
+def test_what_was_refused_before_the_newest_put_is_not_held_against_that(talk):
+    talk.session.put([an_entry()])
+    (first,) = talk.connect()
+    talk.session.put([an_entry(weight=2.0)])
+    (second,) = talk.sent()
+    talk.refuse(first, CLOSED)
+    assert talk.session.rejection(a_ref()) is None
+    talk.done(second)
+    assert talk.session.is_confirmed(a_ref())
+
+
+def test_a_withdrawal_is_told_when_it_is_acknowledged(talk):
+    talk.session.put([an_entry(), an_entry(81)])
+    talk.done(talk.connect()[0])
+    assert a_ref() not in talk.session.leaving
+    talk.session.drop([a_ref(), a_ref(81), a_ref(99)])
+    (deregister,) = talk.sent()
+    assert a_ref() in talk.session.leaving
+    # What has been put again meanwhile does not leave.
+    talk.session.put([an_entry(81)])
+    talk.done(deregister)
+    assert talk.told(events.Withdrawn) == [events.Withdrawn((a_ref(),))]
+    assert a_ref() not in talk.session.leaving
+
+
+def test_a_withdrawal_outlives_a_connection(talk):
+    talk.session.put([an_entry()])
+    talk.done(talk.connect()[0])
+    talk.session.drop([a_ref()])
+    talk.sent()
+    talk.session.disconnected()
+    assert a_ref() in talk.session.leaving
+    (deregister,) = talk.connect()
+    talk.done(deregister)
+    assert talk.told(events.Withdrawn) == [events.Withdrawn((a_ref(),))]
+
+
+def test_why_a_lease_is_refused_is_remembered_until_it_attaches_again(talk):
+    talk.session.put([an_entry()])
+    talk.session.connected(0.0)
+    assert talk.session.attaching
+    talk.refuse(talk.sent()[0], CLOSED)
+    assert talk.session.lease_problem.code == "pod_terminating"
+    assert not talk.session.attaching
+    talk.session.put([an_entry()])
+    assert talk.session.attaching
+    assert talk.session.lease_problem is None
 
 
 def test_a_refused_attachment_is_told(talk):
@@ -347,7 +414,7 @@ def test_a_question_is_answered_or_fails_with_the_connection(talk):
     second = talk.session.barrier([ORDERS], 3.0)
     talk.session.disconnected()
     third = talk.session.barrier([ORDERS], 3.0)
-    answers = {e.id: e for e in talk.told(session.Answered)}
+    answers = {e.id: e for e in talk.told(events.Answered)}
     assert answers[first].done.complete is False
     assert answers[second].problem.code == answers[third].problem.code == "registry_unreachable"
     assert kinds(talk.connect()) == ["Register"]
@@ -360,7 +427,7 @@ def test_release_forgets_what_was_wanted(talk):
     assert talk.sent() == [frames.Release(id=released)]
     talk.receive(frames.Done(id=released))
     assert talk.session.entries == {}
-    assert talk.told(session.Answered)[-1].id == released
+    assert talk.told(events.Answered)[-1].id == released
 
 
 # --- life signs -----------------------------------------------------------------------------------------
@@ -406,6 +473,7 @@ def test_goodbye_ends_the_session(talk):
     talk.session.connected(0.0)
     talk.receive(frames.Goodbye(reason="stopping"))
     assert talk.session.dead
+    assert talk.session.died_of == "the registry said goodbye: stopping"
 
 
 # --- lists ----------------------------------------------------------------------------------------------
@@ -417,16 +485,35 @@ def test_a_list_is_acknowledged_and_told(talk):
     talk.sent()
     a = an_instance(1)
     assert talk.receive(snapshot("b1.4", a)) == [frames.Ack(service="orders", revision="b1.4")]
-    assert view.instances == [a]
+    assert view.instances == (a,)
     (changed,) = talk.told()
     assert (changed.service, changed.change.put) == (ORDERS, [a])
+
+
+def test_why_a_list_is_refused_is_remembered_until_it_comes(talk):
+    talk.session.subscribe(ORDERS)
+    talk.session.connected(0.0)
+    (subscribe,) = talk.sent()
+    talk.refuse(subscribe, Problem("limit_reached", "too many"))
+    assert talk.session.refusals[ORDERS].code == "limit_reached"
+    assert [e.problem.code for e in talk.told(events.NotListed)] == ["limit_reached"]
+    # What is told to all who follow says nothing about it.
+    talk.receive(frames.Settled())
+    assert ORDERS in talk.session.refusals
+    talk.session.refresh(ORDERS)
+    (again,) = talk.sent()
+    talk.receive(snapshot("b1.1"))
+    assert not talk.session.refusals
+    talk.refuse(again, Problem("limit_reached", "too many"))
+    talk.session.unsubscribe(ORDERS)
+    assert not talk.session.refusals
 
 
 def test_the_first_list_is_told_even_if_it_is_empty(talk):
     talk.session.subscribe(ORDERS)
     talk.session.connected(0.0)
     talk.receive(snapshot("b1.0"))
-    assert len(talk.told(session.ListChanged)) == 1
+    assert len(talk.told(events.ListChanged)) == 1
 
 
 def test_after_reconnecting_it_says_what_it_holds(talk):
@@ -451,7 +538,7 @@ def test_a_frame_that_is_out_of_step_leads_to_a_fresh_snapshot(talk):
     wrong = frames.Delta(service="orders", base="b1.5", revision="b1.6", digest=spell(0), drop=[a.key])
     (subscribe,) = talk.receive(wrong)
     assert (subscribe.service, subscribe.revision, subscribe.digest) == ("orders", "", "")
-    assert view.instances == [a]
+    assert view.instances == (a,)
     talk.told()
     talk.receive(snapshot("b1.6", b))
     (changed,) = talk.told()
@@ -467,7 +554,7 @@ def test_settled_lets_go_of_what_was_held_everywhere(talk):
     talk.session.connected(1.0)
     talk.receive(snapshot("b2.0", settled=False))
     talk.told()
-    assert talk.session.views[ORDERS].instances == [an_instance(1)]
+    assert talk.session.views[ORDERS].instances == (an_instance(1),)
     talk.receive(frames.Settled())
     # That a list is settled is news where nothing was held, too.
     told = {event.service.name: event.change.drop for event in talk.told()}

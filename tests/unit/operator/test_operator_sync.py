@@ -7,9 +7,9 @@ import types
 
 import pytest
 
+from rollbook.events import Confirmed, Rejected
 from rollbook.kube import KubeError
 from rollbook.problems import Problem
-from rollbook.session import Confirmed, Rejected
 from rollbook_operator import retry
 from rollbook_operator.metrics import Metrics
 from rollbook_operator.queue import ConflatingQueue

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from registrykit import ORDERS, Ledger, an_entry
 from rollbook import frames
 from rollbook.digest import digest, spell
+from rollbook.events import ListChanged
 from rollbook.names import LeaseId
-from rollbook.session import ListChanged, Session
+from rollbook.session import Session
 from rollbook_registry.catalog import ServiceChanged, ServiceForgotten
 from rollbook_registry.push import Outlet, Subscriber
 

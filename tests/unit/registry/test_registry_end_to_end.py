@@ -30,7 +30,7 @@ def break_connections(registry):
 async def test_what_one_registers_another_finds_and_picks(registry, subprotocol):
     provider, caller = await registry.client(subprotocol=subprotocol), await registry.client()
     orders = await caller.subscribe("orders")
-    assert orders.instances == []
+    assert orders.instances == ()
     with pytest.raises(Problem, match="no healthy instance"):
         orders.pick()
     async with provider.register(an_entry(weight=3.0), an_entry(81, alive=False)):
@@ -204,7 +204,7 @@ async def test_an_operator_that_fails_over_leaves_the_book_as_it_is(registry):
     await orders.wait_for(lambda instances: len(instances) == 2)
     assert [change.drop for change in changes] == [["10.0.0.1:3:DEFAULT:u3"]]
     old.close_pods("u1")
-    await until(lambda: not old._outbox.is_set())
+    await until(lambda: not old._connection._outbox.is_set())
     await asyncio.wait_for(new.barrier(ORDERS, timeout=TIMEOUT), TIMEOUT)
     assert registry.catalog.pods.closed == 0
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from registrykit import Ledger, Patient, an_entry, key_of
 from rollbook import frames, session
 from rollbook.digest import digest, spell
+from rollbook.events import Found, ListChanged, Lost, NotListed, PatternAnswered
 from rollbook.names import LeaseId, ServiceKey
 from rollbook.patterns import Pattern
 from rollbook.problems import Problem
-from rollbook.session import Found, ListChanged, Lost, NotListed, PatternAnswered, Session
+from rollbook.session import Session
 from rollbook_registry.catalog import Service, ServiceChanged, ServiceForgotten
 from rollbook_registry.push import Offer, Outlet
 

@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from rollbook import frames, selector, session
+from rollbook import events, frames, selector
 from rollbook.digest import digest, spell
 from rollbook.filters import Filter
 from rollbook.model import ServiceList
@@ -50,7 +50,7 @@ class FakeClient:
             instances=list(instances),
         )
         change = self.followed[service].snapshot(frame)
-        self.cache.heard(session.ListChanged(service, change, 0.0))
+        self.cache.heard(events.ListChanged(service, change, 0.0))
 
 
 class Bench:
@@ -81,7 +81,7 @@ async def test_concurrent_first_asks_share_one_subscription_and_one_list(bench, 
     bench.client.snapshot(orders, instance())
     found = await asyncio.gather(*asking)
     assert len({id(cached) for cached in found}) == 1
-    assert found[0].known.instances == [instance()]
+    assert found[0].known.instances == (instance(),)
 
 
 async def test_no_list_in_time_is_a_problem_and_never_an_empty_list(service):
@@ -104,12 +104,12 @@ async def test_without_a_connection_only_the_first_ask_waits(service, instance):
     # With a connection waiting makes sense again.
     bench.client.connected = True
     cached = await bench.know(service("orders"), instance())
-    assert cached.known.instances == [instance()]
+    assert cached.known.instances == (instance(),)
 
 
 async def test_an_empty_list_from_the_registry_is_an_answer(bench, service):
     cached = await bench.know(service("orders"))
-    assert cached.known.instances == []
+    assert cached.known.instances == ()
 
 
 async def test_the_least_recently_asked_is_dropped(service):
@@ -149,7 +149,7 @@ async def test_a_revision_names_one_content(bench, service, instance):
     assert cached.known is first
     bench.client.snapshot(orders, instance(), instance(81), revision="other.9")
     assert cached.known.revision != first.revision
-    assert first.instances == [instance()]
+    assert first.instances == (instance(),)
 
 
 async def test_a_revision_changes_when_held_instances_are_let_go(bench, service, instance):
@@ -157,11 +157,11 @@ async def test_a_revision_changes_when_held_instances_are_let_go(bench, service,
     cached = await bench.know(orders, instance())
     bench.client.snapshot(orders, revision="young.1", settled=False)
     held = cached.known
-    assert held.instances == [instance()]
+    assert held.instances == (instance(),)
     assert held.settled is False
     change = cached.view.settle()
-    bench.cache.heard(session.ListChanged(orders, change, 0.0))
-    assert cached.known.instances == []
+    bench.cache.heard(events.ListChanged(orders, change, 0.0))
+    assert cached.known.instances == ()
     assert cached.known.revision != held.revision
 
 
@@ -249,7 +249,7 @@ async def test_differing_waits_for_a_change(bench, service, instance):
     await asyncio.sleep(0)
     assert not waiting.done()
     bench.client.snapshot(orders, instance(), revision="r.2")
-    assert (await asyncio.wait_for(waiting, 5)).instances == [instance()]
+    assert (await asyncio.wait_for(waiting, 5)).instances == (instance(),)
 
 
 async def test_differing_gives_up_with_the_same_list(bench, service):
@@ -276,5 +276,5 @@ async def test_rereading_compares_every_list(bench, service):
 
 
 async def test_events_of_what_is_not_followed_are_nothing(bench, service):
-    bench.cache.heard(session.ListChanged(service("gone"), Change([], []), 0.0))
+    bench.cache.heard(events.ListChanged(service("gone"), Change([], []), 0.0))
     assert len(bench.cache) == 0

@@ -204,12 +204,17 @@ async def test_pick_keeps_to_the_selector_and_takes_turns_within_it(registry, ru
         instance(82, metadata={"version": "2"}),
     ]
     async with run(registry.address) as caller:
-        chosen = []
-        for _ in range(4):
+        all_chosen, some_chosen = [], []
+        for _ in range(6):
             _, everybody = await caller.get("/services/orders/pick?strategy=round-robin")
             _, some = await caller.get("/services/orders/pick?strategy=round-robin&selector=version=2")
-            chosen.append((everybody["port"], some["port"]))
-        assert chosen == [(80, 81), (81, 82), (82, 81), (80, 82)]
+            all_chosen.append(everybody["port"])
+            some_chosen.append(some["port"])
+        # Where each begins is drawn.
+        assert sorted(all_chosen[:3]) == [80, 81, 82]
+        assert all_chosen[3:] == all_chosen[:3]
+        assert sorted(some_chosen[:2]) == [81, 82]
+        assert some_chosen == some_chosen[:2] * 3
         response, problem = await caller.get("/services/orders/pick?selector=version=3")
         assert (response.status, problem["code"]) == (503, "no_instance")
         assert "selector" in problem["detail"]
@@ -337,7 +342,7 @@ async def test_with_the_registry_gone_it_answers_from_memory_and_says_how_old_th
         _, before = await caller.get("/services/orders")
         await registry.stop()
         await eventually(lambda: not caller.sidecar.client.connected)
-        caller.sidecar.client.last_heard -= 42
+        caller.sidecar.client._connection.last_heard -= 42
         response, after = await caller.get("/services/orders")
         assert (response.status, after) == (200, before)
         assert response.headers["X-Rollbook-Stale"] == "true"
@@ -395,3 +400,18 @@ async def test_what_urls_mean_is_remembered_within_a_bound(registry, run, monkey
             assert response.status == 200
         response, _ = await caller.get("/services/orders?cluster=c0&wait=1ms&revision=x")
         assert response.status == 200
+
+
+async def test_what_urls_of_picks_mean_is_remembered_within_a_bound(
+    registry, run, instance, service, monkeypatch
+):
+    monkeypatch.setattr("rollbook_sidecar.lookups.MAX_PARSED", 3)
+    registry.lists[service("orders")] = [instance(n, metadata={"v": str(n)}) for n in range(80, 88)]
+    async with run(registry.address) as caller:
+        for _ in range(2):
+            for n in range(80, 88):
+                _, chosen = await caller.get(f"/services/orders/pick?selector=v={n}")
+                assert chosen["port"] == n
+            for strategy in ("random", "best"):
+                response, _ = await caller.get(f"/services/orders/pick?strategy={strategy}")
+                assert response.status == (200 if strategy == "random" else 400)

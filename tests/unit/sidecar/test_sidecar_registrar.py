@@ -5,7 +5,7 @@ import random
 import pytest
 from structlog.testing import capture_logs
 
-from rollbook import session
+from rollbook import events
 from rollbook.model import Entry
 from rollbook.problems import Problem
 from rollbook_sidecar.registrar import RETRY_MOST, Registrar
@@ -64,10 +64,10 @@ class Bench:
     def confirm(self, *entries):
         refs = tuple(e.ref for e in entries)
         self.client.session.confirmed.update(refs)
-        self.registrar.heard(session.Confirmed(refs))
+        self.registrar.heard(events.Confirmed(refs))
 
     def refuse(self, entry, code):
-        self.registrar.heard(session.Rejected(entry.ref, Problem(code, "because")))
+        self.registrar.heard(events.Rejected(entry.ref, Problem(code, "because")))
 
     def new_calls(self):
         calls, self.client.calls = self.client.calls, []
@@ -114,7 +114,7 @@ async def test_a_pod_that_is_terminating_or_gone_stops_for_good_and_says_so_once
     with capture_logs() as logs:
         bench.refuse(ENTRY, code)
         bench.refuse(OTHER, code)
-        bench.registrar.heard(session.LeaseRefused(Problem(code, "because")))
+        bench.registrar.heard(events.LeaseRefused(Problem(code, "because")))
     assert [line["code"] for line in logs] == [code]
     assert bench.registrar.state == "dismissed"
     assert bench.registrar.over.is_set()
@@ -127,7 +127,7 @@ async def test_a_pod_that_is_terminating_or_gone_stops_for_good_and_says_so_once
 
 async def test_a_refused_beat_of_a_closed_pod_stops_for_good_too(bench):
     bench.registrar.start([ENTRY])
-    bench.registrar.heard(session.LeaseRefused(Problem("pod_gone", "because")))
+    bench.registrar.heard(events.LeaseRefused(Problem("pod_gone", "because")))
     assert bench.registrar.state == "dismissed"
 
 
@@ -151,7 +151,7 @@ async def test_another_refusal_is_tried_again_with_the_verdict_of_then(bench):
 async def test_a_refused_lease_is_tried_again_with_everything(bench):
     bench.registrar.start([ENTRY, OTHER])
     bench.new_calls()
-    bench.registrar.heard(session.LeaseRefused(Problem("forbidden", "because")))
+    bench.registrar.heard(events.LeaseRefused(Problem("forbidden", "because")))
     bench.timers[0].call()
     ((what, entries),) = bench.new_calls()
     assert (what, {e.ref for e in entries}) == ("put", {ENTRY.ref, OTHER.ref})
@@ -193,7 +193,7 @@ async def test_leaving_is_for_good_and_may_be_asked_twice(bench):
     assert bench.timers[0].cancelled
     bench.timers[0].call()
     bench.registrar.tell([ENTRY.ref], True)
-    bench.registrar.heard(session.Ended(7))
+    bench.registrar.heard(events.Ended(7))
     bench.registrar.start([ENTRY])
     assert bench.new_calls() == []
     assert bench.registrar.state == "left"
@@ -206,7 +206,7 @@ async def test_leaving_before_there_is_anything_to_register_is_for_good_too(benc
     assert bench.registrar.withdrawing is False
 
 
-@pytest.mark.parametrize("event", [session.Ended(3), session.Rebooted("b")])
+@pytest.mark.parametrize("event", [events.Ended(3), events.Rebooted("b")])
 async def test_until_it_is_registered_afresh_it_does_not_count_as_registered(bench, event):
     bench.registrar.start([ENTRY])
     bench.confirm(ENTRY)
