@@ -1,8 +1,8 @@
 """Silence of everybody at once: how long the event loop is held while 100,000 deadlines come together.
 
 All are plain HTTP clients that gave their last sign of life in the same moment, so that one tick of the wheel
-has to look at all of them. The book is driven by a clock of this program's, as fast as it can; what is told is
-the processor's time, which others on the machine disturb less.
+has to look at all of them. The book is driven by a clock of this program's, as fast as it can. What is told
+is the processor's time, which others on the machine disturb less.
 """
 
 from __future__ import annotations
