@@ -1,7 +1,8 @@
 """Silence of everybody at once: how long the event loop is held while 100,000 deadlines come together.
 
 All are plain HTTP clients that gave their last sign of life in the same moment, so that one tick of the wheel
-has to look at all of them. The book is driven by a clock of this program's, as fast as it can.
+has to look at all of them. The book is driven by a clock of this program's, as fast as it can. What is told
+is the processor's time, which others on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ class _Town:
             self.book.apply(lambda c, now: c.beat_http(lease, ref, term=0, now=now))  # noqa: B023  # at once
 
     def wait(self, seconds: float) -> tuple[float, float]:
-        """Let time pass; returns the longest hold of the loop, and how long all of it took, in ms."""
+        """Let time pass; returns the longest hold of the loop, and all of it, in ms."""
         longest = total = 0.0
         end = self.now + seconds
         while self.now < end:
             self.now += self.book.settings.expiry_tick
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in self.book.steps():
-                held = time.perf_counter() - began
+                held = time.process_time() - began
                 longest, total = max(longest, held), total + held
-                began = time.perf_counter()
-            held = time.perf_counter() - began
+                began = time.process_time()
+            held = time.process_time() - began
             longest, total = max(longest, held), total + held
         return longest * 1000, total * 1000
 
@@ -75,12 +76,12 @@ def _bare(*, turn: bool) -> float:
     """A loop that looks at as many objects in a dict, in ms; it sets one attribute of those that turn."""
     objects = {f"lease-{number}": _Bare() for number in range(INSTANCES)}
     keys = list(objects)
-    began = time.perf_counter()
+    began = time.process_time()
     for key in keys:
         one = objects[key]
         if 15.0 - one.seen >= 15.0 and turn:
             one.alive = False
-    return (time.perf_counter() - began) * 1000
+    return (time.process_time() - began) * 1000
 
 
 def _measure(found: dict[str, list[tuple[float, float, float]]]) -> None:
@@ -121,5 +122,8 @@ async def run(options: Options) -> Result:
     return Result(
         rows=rows,
         limit="a loop that looks at as many objects in a dict, and sets an attribute of each that turns",
-        notes=[f"{INSTANCES:,} plain HTTP clients, ten to a service, nobody subscribed; {TIMES} times"],
+        notes=[
+            f"{INSTANCES:,} plain HTTP clients, ten to a service, nobody subscribed; {TIMES} times",
+            "ms of this process' time; between two holds the event loop is free for others",
+        ],
     )
