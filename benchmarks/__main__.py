@@ -24,8 +24,8 @@ NAMES: Final = (
     "registrations",
     "checks",
     "store",
-    "sidecar_lookups",
     "picks",
+    "sidecar_lookups",
     "catalog_size",
     "cluster_detection",
 )
