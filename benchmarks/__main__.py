@@ -25,10 +25,10 @@ NAMES: Final = (
     "registrations",
     "checks",
     "store",
-    "sidecar_lookups",
     "commands",
     "silence",
     "picks",
+    "sidecar_lookups",
     "catalog_size",
     "cluster_detection",
 )

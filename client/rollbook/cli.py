@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 T = TypeVar("T")
+
+PAGE = 1000
+"""Services on one page that ``rollbook services`` asks for: as many as there may be."""
 
 WAIT = 30
 """Seconds that one long poll of ``rollbook watch`` asks for."""
@@ -254,10 +258,14 @@ def services(context: click.Context) -> None:
     """List the services, with counts."""
 
     async def work(reader: _Reader) -> None:
-        page = await reader.get("/services", ServicePage, query={"size": "1000"})
         rows = [("SERVICE", "HEALTHY", "INSTANCES")]
-        rows += [(s.service, str(s.healthy), str(s.instances)) for s in page.services]
-        click.echo(_table(rows) if page.services else "no services")
+        for number in itertools.count(1):
+            query = {"size": str(PAGE), "page": str(number)}
+            page = await reader.get("/services", ServicePage, query=query)
+            rows += [(s.service, str(s.healthy), str(s.instances)) for s in page.services]
+            if number * PAGE >= page.total or not page.services:
+                break
+        click.echo(_table(rows) if len(rows) > 1 else "no services")
 
     _run(context, work)
 

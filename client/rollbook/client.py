@@ -264,7 +264,7 @@ class Client:
         so.
 
         Raises:
-            Problem: why the registry won't have one of them (none is entered then); 400 ``bad_value``
+            Problem: why the registry won't have one of them (none stays entered then); 400 ``bad_value``
                 without asking it; 409 ``conflict``: this client holds one of them already.
         """
         self._check_running()

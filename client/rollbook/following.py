@@ -75,15 +75,23 @@ class Changing:
     """
 
     def __init__(self) -> None:
-        self.next = asyncio.Event()
-        """Set at the next change, and at the end."""
+        self._next: asyncio.Event | None = None
         self.end: Problem | None = None
         """Why nothing changes any more; ``None`` while it may."""
 
+    @property
+    def next(self) -> asyncio.Event:
+        """What is set at the next change, and at the end."""
+        # Made when it is asked for: most lists change, and are held, with nobody waiting.
+        if self._next is None:
+            self._next = asyncio.Event()
+        return self._next
+
     def notify(self) -> None:
         """Wake those who wait."""
-        event, self.next = self.next, asyncio.Event()
-        event.set()
+        event, self._next = self._next, None
+        if event is not None:
+            event.set()
 
     def finish(self, problem: Problem) -> None:
         """Wake those who wait, now and later: nothing comes any more, and this is why."""
@@ -124,7 +132,7 @@ class Following(Changing):
         """Whether somebody wants it, beyond those who wait for the first answer."""
         self.awaited = 0
         """How many wait for the first answer."""
-        self.watchers: set[Watcher] = set()
+        self.watchers: list[Watcher] = []
 
     def take(self, change: Change) -> None:
         """Take notice of a list that has changed, or has come."""

@@ -192,7 +192,7 @@ class Subscription:
         It ends when the client is closed, or the service followed no more.
         """
         watcher = Watcher(i.key for i in self._view.instances)
-        self._state.watchers.add(watcher)
+        self._state.watchers.append(watcher)
         try:
             while self._state.end is None:
                 event = self._state.next
@@ -201,7 +201,7 @@ class Subscription:
                     yield update
                 await event.wait()
         finally:
-            self._state.watchers.discard(watcher)
+            self._state.watchers.remove(watcher)
 
     async def __aiter__(self) -> AsyncIterator[tuple[Instance, ...]]:
         """Yield the list now, and after each change; changes in between are merged.

@@ -7,7 +7,7 @@ subscriber forget what it knows: until the registry is *settled*, instances that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rollbook.digest import instance_digest, spell
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rollbook.frames import Current, Delta, Snapshot
     from rollbook.model import Instance
     from rollbook.names import InstanceKey, ServiceKey
+
+
+_NOBODY: Final[frozenset[str]] = frozenset()
+"""Shared by all views: nearly none has ever heard of a pod that has gone."""
 
 
 class Change(NamedTuple):
@@ -44,7 +48,7 @@ class View:
         self._book: dict[InstanceKey, Instance] = {}
         self._held: dict[InstanceKey, Instance] = {}
         self._shown: tuple[Instance, ...] | None = ()
-        self._gone: set[str] = set()
+        self._gone = _NOBODY
         self._digest = 0
 
     @property
@@ -150,12 +154,12 @@ class View:
         if dropped:
             self._held = {}
             self._shown = None
-        self._gone.clear()
+        self._gone = _NOBODY
         return Change([], dropped)
 
     def gone(self, owners: Iterable[str]) -> Change:
         """Let go of what is only held of pods that are said to be gone, and hold nothing of them any more."""
-        self._gone.update(owners)
+        self._gone |= frozenset(owners)
         dropped = [key for key, instance in self._held.items() if instance.owner in self._gone]
         for key in dropped:
             del self._held[key]

@@ -53,6 +53,13 @@ async def test_services_and_instances_are_listed(registry):
     assert await said(registry, "--namespace", "n", "show", "orders") == "orders has no instances\n"
 
 
+async def test_services_are_listed_however_many_there_are(registry):
+    speaker = await registry.speaker()
+    await speaker.attach()
+    await speaker.register(*(an_entry(service=f"s{n}") for n in range(1001)))
+    assert len((await said(registry, "services")).splitlines()) == 1002
+
+
 async def test_a_service_may_be_called_anything_that_is_allowed(registry):
     speaker = await registry.speaker()
     await speaker.attach()
