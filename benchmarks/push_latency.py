@@ -309,7 +309,7 @@ async def _bytes_of_a_change() -> list[Row]:
             Row(
                 name=f"a change in a service of {size:,}: bytes to each subscriber",
                 unit="bytes",
-                ours=Spread((await _Reader(f"size-{size}").change(registry.session_port, size),)),
+                ours=Spread((await _Reader(f"size-{size:05}").change(registry.session_port, size),)),
                 limit=Spread((least,)),
             )
             for size in SIZES

@@ -204,8 +204,10 @@ class Session:
 
     def _acknowledge(self, frame: frames.Ack) -> None:
         key = ServiceKey(frame.namespace, frame.group, frame.service)
-        if not self._book.outlet.acknowledge(self._subscriber, key, frame.revision):
-            _key(frame)  # says what is wrong with the name, if it is that; what is followed has a good one
+        # What is followed has a name that was checked.
+        if key not in self._subscriber.subscriptions:
+            key = _key(frame)
+        self._book.outlet.acknowledge(self._subscriber, key, frame.revision)
 
     def _attached(self) -> LeaseId:
         if self.lease is None:

@@ -149,6 +149,14 @@ class _Subscription:
         self.pending_at: float | None = None
 
 
+class _Walk(NamedTuple):
+    """A change that is being told, when it was made, and who is still to hear of it."""
+
+    topic: _Topic
+    at: float
+    followers: Iterator[_Subscription]
+
+
 class _News(enum.Enum):
     """What one subscriber is to be told of a service."""
 
@@ -213,9 +221,7 @@ class Outlet:
         self._topics: dict[ServiceKey, _Topic] = {}
         self._changed: dict[_Topic, float] = {}
         """What has changed and is to be told, and when its first change was made."""
-        self._walk: Iterator[_Subscription] = iter(())
-        """Who is still to be told of the change that is being told."""
-        self._walked: tuple[_Topic, float] | None = None
+        self._walk: _Walk | None = None
         self._news: dict[Subscriber, dict[ServiceKey, _News]] = {}
         self._ready: dict[Subscriber, None] = {}
         """Those who have news, and are not blocked."""
@@ -257,9 +263,15 @@ class Outlet:
         """As :meth:`subscribe`, of a service that a pattern brought; it becomes no wish of its own.
 
         If it is not followed any more, the session is told that it has vanished.
+
+        Raises:
+            Problem: 429 ``limit_reached``: too much is to be told already.
         """
         if key in subscriber.subscriptions:
             self._take_up(subscriber, key, Offer(revision, digest))
+        elif len(self._news.get(subscriber, ())) >= subscriber.most:
+            # Whoever asks for names that it makes up, and does not read, is told so, and soon read no more.
+            raise _full(subscriber, f"{key} is not followed")
         else:
             self._note(subscriber, key, _News.VANISHED)
 
@@ -431,14 +443,21 @@ class Outlet:
         self._leave(subscription)
         self._note(subscriber, key, _News.VANISHED)
 
-    def acknowledge(self, subscriber: Subscriber, key: ServiceKey, revision: str) -> bool:
-        """Take notice of how far a session has got; say whether it follows the service at all."""
+    def acknowledge(self, subscriber: Subscriber, key: ServiceKey, revision: str) -> None:
+        """Take notice of how far a session has got.
+
+        Raises:
+            Problem: as :meth:`compare`.
+        """
         subscription = subscriber.subscriptions.get(key)
         if subscription is None:
-            return False
+            # On its way when the pattern that brought it was given up; now another means it, and it is gone.
+            if subscriber.matches(key):
+                self.compare(subscriber, key, revision=revision, digest="")
+            return
         number = self.number(revision)
         if number is None or number != subscription.sent:
-            return True
+            return
         subscription.acked = number
         self._unacknowledged.pop(subscription, None)
         if subscription.changed_at is not None:
@@ -457,7 +476,6 @@ class Outlet:
         elif service is None:
             self._let_go(subscription)
             self._fill(subscriber)
-        return True
 
     def unacknowledged(self, seconds: float) -> Iterator[tuple[Subscriber, ServiceKey, float]]:
         """Yield who has not acknowledged what was sent so long ago, which service, and when it was sent."""
@@ -501,7 +519,7 @@ class Outlet:
         if topic is None:
             return
         # That it became empty may not have been told yet, and has to be before anybody is let go.
-        walked = self._walked is not None and self._walked[0] is topic
+        walked = self._walk is not None and self._walk.topic is topic
         if topic in self._changed or walked:
             self._tell(topic, self._changed.pop(topic, self._clock()), topic.followers)
         for subscription in list(topic.followers):
@@ -542,28 +560,29 @@ class Outlet:
         left = most
         while left > 0 and self._ready:
             subscriber = next(iter(self._ready))
+            del self._ready[subscriber]
             for data in () if subscriber.blocked else islice(self.take(subscriber), left):
                 subscriber.send(data)
                 left -= 1
                 if subscriber.blocked:
                     break
-            if subscriber.blocked or subscriber not in self._news:
-                del self._ready[subscriber]
+            # Who has more than fits into this turn goes on behind the others.
+            if subscriber in self._news and not subscriber.blocked:
+                self._ready[subscriber] = None
         left = most
-        while left > 0:
-            if self._walked is None:
-                if not self._changed:
-                    break
-                topic = next(iter(self._changed))
-                self._walked = topic, self._changed.pop(topic)
-                self._walk = iter(list(topic.followers))
-            part = list(islice(self._walk, left))
-            self._tell(*self._walked, part)
-            if len(part) < left:
-                self._walked = None
+        while left > 0 and (walk := self._walk or self._next_walk()) is not None:
+            part = list(islice(walk.followers, left))
+            self._tell(walk.topic, walk.at, part)
+            self._walk = walk if len(part) == left else None
             left -= len(part)
-        if self._ready or self._walked or self._changed:
+        if self._ready or self._walk or self._changed:
             self._wake()
+
+    def _next_walk(self) -> _Walk | None:
+        topic = next(iter(self._changed), None)
+        if topic is None:
+            return None
+        return _Walk(topic, self._changed.pop(topic), iter(list(topic.followers)))
 
     def _tell(self, topic: _Topic, at: float, followers: Iterable[_Subscription]) -> None:
         """Tell some of those who follow a service of a change, or note that they are to be told.

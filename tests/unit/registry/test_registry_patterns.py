@@ -543,6 +543,38 @@ def test_room_that_becomes_free_is_filled_with_what_had_none():
     assert set(wire.lists) == {key_of("b1")}
 
 
+def test_a_list_that_was_on_its_way_when_another_pattern_came_to_mean_it_is_let_go(world):
+    world.enter(SERVICES[0], 1)
+    everywhere = Pattern("public", "*", "a")
+    wire = Wire(world, everywhere).settle()
+    # The registry's next life knows nothing of the service, and says so to who follows it.
+    wire.cut()
+    world.start()
+    wire.connect()
+    wire.registry_reads()
+    wire.registry_writes()
+    world.outlet.settle()
+    wire.answers.append(frames.Settled())
+    # Before the client hears of it, it follows another pattern instead.
+    wire.client.unfollow(everywhere)
+    wire.client.follow(A)
+    wire.mirror.clear()
+    wire.found.clear()
+    wire.send()
+    wire.settle()
+    wire.check()
+    assert wire.lists == {}
+
+
+def test_who_makes_up_names_without_reading_is_told_of_so_many_at_most():
+    world = World(most=3)
+    wire = Wire(world, A).settle()
+    for n in range(3):
+        world.outlet.compare(wire.subscriber, key_of(f"made-up-{n}"), revision="", digest="")
+    with pytest.raises(Problem, match="--max-subscriptions"):
+        world.outlet.compare(wire.subscriber, key_of("made-up-3"), revision="", digest="")
+
+
 def test_what_was_held_and_fits_no_more_is_let_go_and_told():
     world = World()
     world.outlet.settle()
