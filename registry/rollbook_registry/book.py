@@ -37,6 +37,7 @@ from rollbook_registry.push import Outlet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rollbook.names import ServiceKey
     from rollbook_registry.catalog import Event
     from rollbook_registry.settings import RegistrySettings
 
@@ -128,6 +129,8 @@ class Book:
         self.on_settled: Callable[[], None] = lambda: None
         self.gone: dict[str, None] = {}
         """Pods that were closed or fenced before the book was settled: it may never have shown them."""
+        self.changes: list[Callable[[ServiceKey], None]] = []
+        """Are told, beside the outlet, which service's list has changed."""
         self.listeners: list[Callable[[Event], None]] = []
         """Are told what leases' records have become, and which pods were closed or fenced."""
         self.flushes: list[Callable[[], None]] = []
@@ -227,6 +230,8 @@ class Book:
             match event:
                 case ServiceChanged():
                     self.outlet.changed(event)
+                    for change in self.changes:
+                        change(event.service)
                 case ServiceForgotten(service):
                     self.outlet.forgotten(service)
                 case Deadline(lease, at):

@@ -67,6 +67,38 @@ class CheckMeter:
         self._missed.inc(turns)
 
 
+class UdpMeter:
+    """Counts pushes over UDP.
+
+    Args:
+        registry: where the counts are scraped.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._pushes = Counter(
+            "rollbook_udp_pushes_total", "What became of pushes over UDP", ("outcome",), registry=registry
+        )
+        self._seconds = Histogram(
+            "rollbook_udp_push_seconds",
+            "From a change to its acknowledgement by a subscriber over UDP",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.subscriptions = Gauge("rollbook_udp_subscriptions", "Subscriptions over UDP", registry=registry)
+        self._counted: dict[str, Counter] = {}
+
+    def pushed(self, seconds: float) -> None:
+        """Count an acknowledgement, so long after the change."""
+        self._seconds.observe(seconds)
+
+    def counted(self, outcome: str) -> None:
+        """Count what became of a push, and ``error``: what the system said of a datagram."""
+        child = self._counted.get(outcome)
+        if child is None:
+            child = self._counted[outcome] = self._pushes.labels(outcome)
+        child.inc()
+
+
 class Metrics:
     """The registry's own counters."""
 
@@ -117,6 +149,7 @@ class Metrics:
             "Changes merged because a subscriber was behind",
             registry=self.registry,
         )
+        self.udp = UdpMeter(self.registry)
         self.checks = CheckMeter(self.registry)
         self.store = Counter(
             "rollbook_store_operations_total",
