@@ -72,7 +72,9 @@ class Process:
         self._command = command
         self._ready = ready
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ROLLBOOK_")}
-        self._environment = {**clean, "PYTHONPATH": str(ROOT), **(environment or {})}
+        # This checkout comes first, whatever another one was installed from.
+        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+        self._environment = {**clean, "PYTHONPATH": paths, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._profiled = False
