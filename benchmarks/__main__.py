@@ -26,6 +26,7 @@ NAMES: Final = (
     "store",
     "sidecar_lookups",
     "catalog_size",
+    "collector",
     "cluster_detection",
 )
 OUT: Final = process.ROOT / "build" / "benchmarks"

@@ -426,6 +426,21 @@ class RegistrySettings:
         "Networks that checks may not reach, in addition to loopback, link-local, multicast and reserved "
         "addresses and clouds' metadata services, separated by commas.",
     )
+    collect_interval: float = setting(
+        3600.0,
+        "How often Python's collector looks at everything, in a moment when there is little to do; 0: never.",
+        unit="s",
+        minimum=0.0,
+        maximum=604_800.0,
+        danger="It takes 2 ms for each 1000 instances, in which nobody is answered.",
+    )
+    slow_step: float = setting(
+        0.1,
+        "Time for which one step may hold the event loop until it is counted, and, once a minute, logged.",
+        unit="s",
+        minimum=0.01,
+        maximum=60.0,
+    )
     log_level: str = setting("info", "What to log.", choices=LEVELS)
     log_format: str = setting("json", "How to log: for machines or for people.", choices=FORMATS)
 

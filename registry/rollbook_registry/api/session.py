@@ -132,6 +132,7 @@ class Sessions:
             await session.run()
         finally:
             del self._open[session.subscriber]
+            _let_go(socket.exception())
         return socket
 
     async def run(self) -> None:
@@ -177,6 +178,17 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._open)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Have what ended a connection hold its frames no more.
+
+    The socket keeps the exception, and the frames of its traceback keep the socket: with its buffers, request
+    and connection a cycle that only the collector would ever find.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 class Session:
