@@ -47,9 +47,10 @@ class Collector:
         gc.callbacks.remove(self._looked)
 
     def look(self) -> None:
-        """Look at everything if it is time; to be called between other work, many times a second."""
-        if self._plan.due(time.monotonic(), time.process_time()):
-            gc.collect()
+        """Look at what is young, or at everything if it is time; to be called many times a second."""
+        everything = self._plan.due(time.monotonic(), time.process_time())
+        young = 1 if gc.get_count()[1] >= self._thresholds[1] else 0
+        gc.collect(2 if everything else young)
 
     def _looked(self, phase: Literal["start", "stop"], info: dict[str, int]) -> None:
         if phase == "start":

@@ -181,3 +181,24 @@ async def test_the_watch_looks_again_and_again_and_leaves_no_timer_behind(meter,
     looked = len(looks)
     await asyncio.sleep(0)
     assert len(looks) == looked
+
+
+def test_what_takes_the_place_of_the_old_is_looked_at_while_it_is_little(meter, metrics):
+    kept = [[] for _ in range(1000)]
+
+    def looks():
+        return metrics.get_sample_value("rollbook_collector_pause_seconds_count", {"generation": "0"})
+
+    with Collector(meter, interval=0.0) as collector:
+        collector.look()
+        before = looks()
+        for n in range(50_000):
+            kept[n % 1000] = []
+        assert looks() <= before + 2  # Python sees no growth
+        young = len(gc.get_objects(0))
+        collector.look()
+        assert len(gc.get_objects(0)) < young
+        for _ in range(20):
+            collector.look()
+    middle = metrics.get_sample_value("rollbook_collector_pause_seconds_count", {"generation": "1"})
+    assert middle >= 1
