@@ -72,9 +72,9 @@ class Process:
         self._command = command
         self._ready = ready
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ROLLBOOK_")}
-        # This checkout comes first, whatever another one was installed from.
-        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
-        self._environment = {**clean, "PYTHONPATH": paths, **(environment or {})}
+        # What is measured is what this process would import: several checkouts may share an environment.
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+        self._environment = {**clean, "PYTHONPATH": path, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._profiled = False

@@ -70,6 +70,8 @@ class Watch:
     def __enter__(self) -> Self:
         if self._named:
             self._before = signal.signal(signal.SIGALRM, self._alarm)
+            # What threads have the system do meanwhile, such as writing to the store, is not broken off.
+            signal.siginterrupt(signal.SIGALRM, False)  # noqa: FBT003  # as the library has it
         self._task = asyncio.get_running_loop().create_task(self._run(), name="watch")
         return self
 

@@ -173,6 +173,7 @@ async def test_the_watch_looks_again_and_again_and_leaves_no_timer_behind(meter,
     wound, looks = [], []
     monkeypatch.setattr(signal, "setitimer", lambda which, seconds: wound.append(seconds))
     monkeypatch.setattr(signal, "signal", lambda number, handler: "before")
+    monkeypatch.setattr(signal, "siginterrupt", lambda number, flag: None)
     with Watch(meter, slow=0.1, each=lambda: looks.append(1)):
         await until(lambda: len(looks) >= 3)
     assert wound[:-1] == [pytest.approx(0.15)] * (len(wound) - 1)
