@@ -118,8 +118,12 @@ async def open_udp(registry):
     opened = []
 
     async def open_udp(dialect=None, **settings):
+        # However slow the machine is, nothing is sent again or forgotten unless a test wants it.
+        patient = {"udp_retry": 60.0, "udp_time_to_live": 3600.0}
         udp = await UdpPush.opened(
-            dialect or Dialect(registry.book), RegistrySettings(**settings), registry.book.metrics.udp
+            dialect or Dialect(registry.book),
+            RegistrySettings(**patient | settings),
+            registry.book.metrics.udp,
         )
         registry.book.changes.append(udp.outlet.changed)
         opened.append(udp)
