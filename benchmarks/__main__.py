@@ -30,6 +30,7 @@ NAMES: Final = (
     "picks",
     "sidecar_lookups",
     "catalog_size",
+    "collector",
     "cluster_detection",
 )
 OUT: Final = process.ROOT / "build" / "benchmarks"

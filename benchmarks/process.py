@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 from benchmarks import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 START_TIMEOUT: Final = 20.0
 STOP_GRACE: Final = 5.0
@@ -179,14 +179,15 @@ class Registry(Process):
 
     Args:
         environment: settings that differ from the defaults.
+        command: what runs it; none: the console script.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None, *, command: Sequence[str] = ()) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="rollbook-bench-")
         self.session_port = free_port()
         port = free_port()
         super().__init__(
-            machine.script("rollbook-registry"),
+            *(command or (machine.script("rollbook-registry"),)),
             name="registry",
             port=port,
             ready="/readyz",

@@ -39,6 +39,7 @@ from rollbook_registry.push import Outlet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rollbook.names import ServiceKey
     from rollbook_registry.catalog import Event
     from rollbook_registry.settings import RegistrySettings
 
@@ -128,7 +129,7 @@ class Book:
         # Asked once: a log that is closed for these is asked for every registration otherwise.
         self._detailed: bool = self._log.is_enabled_for(logging.DEBUG)
         self._hand_on: dict[type, Callable[[Any], None]] = {
-            ServiceChanged: self.outlet.changed,
+            ServiceChanged: self._tell_change,
             ServiceForgotten: lambda event: self.outlet.forgotten(event.service),
             Deadline: lambda event: self.expiry.watch(event.lease, event.at),
             Happened: self._tell,
@@ -139,6 +140,8 @@ class Book:
         self.on_settled: Callable[[], None] = lambda: None
         self.gone: dict[str, None] = {}
         """Pods that were closed or fenced before the book was settled: it may never have shown them."""
+        self.changes: list[Callable[[ServiceKey], None]] = []
+        """Are told, beside the outlet, which service's list has changed."""
         self.recorders: list[Callable[[Event], None]] = []
         """Are told what leases' records have become, and which pods were closed or fenced."""
         self.flushes: list[Callable[[], None]] = []
@@ -260,6 +263,11 @@ class Book:
     def _record(self, event: Event) -> None:
         for recorder in self.recorders:
             recorder(event)
+
+    def _tell_change(self, event: ServiceChanged) -> None:
+        self.outlet.changed(event)
+        for change in self.changes:
+            change(event.service)
 
     def _tell_pods(self, event: PodsMarked) -> None:
         if not self.outlet.settled:

@@ -11,6 +11,7 @@ import structlog
 
 from rollbook import __version__, logs
 from rollbook.settings import command
+from rollbook_registry.runtime import Collector, Watch
 from rollbook_registry.server import Server
 from rollbook_registry.settings import RegistrySettings
 
@@ -26,11 +27,13 @@ async def serve(settings: RegistrySettings) -> None:
     # Bringing a large book back makes no garbage, but enough objects for the collector to look through all of
     # them again and again; that was two thirds of the time.
     gc.disable()
-    async with Server(settings):
-        # What start-up made stays for good; the collector need not look at it ever.
-        gc.freeze()
-        gc.enable()
-        await stop.wait()
+    async with Server(settings) as server:
+        meter = server.book.metrics.runtime
+        with (
+            Collector(meter, interval=settings.collect_interval) as collector,
+            Watch(meter, slow=settings.slow_step, each=collector.look, paused=lambda: collector.paused),
+        ):
+            await stop.wait()
     log.info("stopped")
 
 

@@ -98,6 +98,79 @@ class Tally(Collector):
         yield family
 
 
+class UdpMeter:
+    """Counts pushes over UDP.
+
+    Args:
+        registry: where the counts are scraped.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._pushes = Counter(
+            "rollbook_udp_pushes_total", "What became of pushes over UDP", ("outcome",), registry=registry
+        )
+        self._seconds = Histogram(
+            "rollbook_udp_push_seconds",
+            "From a change to its acknowledgement by a subscriber over UDP",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.subscriptions = Gauge("rollbook_udp_subscriptions", "Subscriptions over UDP", registry=registry)
+        self._counted: dict[str, Counter] = {}
+
+    def pushed(self, seconds: float) -> None:
+        """Count an acknowledgement, so long after the change."""
+        self._seconds.observe(seconds)
+
+    def counted(self, outcome: str) -> None:
+        """Count what became of a push, and ``error``: what the system said of a datagram."""
+        child = self._counted.get(outcome)
+        if child is None:
+            child = self._counted[outcome] = self._pushes.labels(outcome)
+        child.inc()
+
+
+class RuntimeMeter:
+    """Counts what Python's collector and the loop's long steps cost.
+
+    Args:
+        registry: where the counts are scraped.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        pauses = Histogram(
+            "rollbook_collector_pause_seconds",
+            "How long everything stood still while Python looked for garbage in cycles",
+            ("generation",),
+            buckets=_FAST,
+            registry=registry,
+        )
+        # Looked up once: a labelled child costs more to find than to count.
+        self._pauses = [pauses.labels(str(generation)) for generation in range(3)]
+        self._found = Counter(
+            "rollbook_collector_found_total", "Objects that it found in such cycles", registry=registry
+        )
+        self._lateness = Histogram(
+            "rollbook_loop_lateness_seconds",
+            "How much later than due the event loop came round, looked at 20 times a second",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.held = Counter(
+            "rollbook_loop_held_total", "Times that one step held the loop for too long", registry=registry
+        )
+
+    def collected(self, generation: int, seconds: float, found: int) -> None:
+        """Count a pass of the collector."""
+        self._pauses[generation].observe(seconds)
+        if found:
+            self._found.inc(found)
+
+    def late(self, seconds: float) -> None:
+        """Count how late the loop came round."""
+        self._lateness.observe(seconds)
+
+
 class Metrics:
     """The registry's own counters."""
 
@@ -149,6 +222,8 @@ class Metrics:
             "Changes merged because a subscriber was behind",
             registry=self.registry,
         )
+        self.udp = UdpMeter(self.registry)
+        self.runtime = RuntimeMeter(self.registry)
         self.checks = CheckMeter(self.registry)
         self.store = Counter(
             "rollbook_store_operations_total",

@@ -18,6 +18,7 @@ from rollbook_registry.catalog.definitions import (
     Check,
 )
 from rollbook_registry.checks.reach import Reach
+from rollbook_registry.push.datagrams import Terms
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ACCOUNT = re.compile(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}")
@@ -319,6 +320,51 @@ class RegistrySettings:
         formula="Several times the clients' ping interval, 2 s.",
         danger="Of the clients that do not ping, only those that beat more often keep their session.",
     )
+    udp_port: int = setting(
+        0,
+        "The UDP port that pushes to Nacos' 1.x clients come from, and acknowledgements go to; 0 takes any.",
+        minimum=0,
+        maximum=65535,
+        formula="A port of its own where a firewall must be told of it.",
+    )
+    udp_time_to_live: float = setting(
+        30.0,
+        "Time for which a client that does not ask for a service's list is told of its changes over UDP.",
+        unit="s",
+        minimum=1.0,
+        maximum=3600.0,
+        formula="3 x the interval at which clients ask; Nacos' ask every 10 s.",
+    )
+    udp_retry: float = setting(
+        1.0,
+        "Time without an acknowledgement after which a client is sent the list, as it is then, once more.",
+        unit="s",
+        minimum=0.01,
+        maximum=60.0,
+        formula="Longer than a client's pause to collect garbage.",
+        danger="Below the time of an ordinary answer everything is sent several times.",
+    )
+    udp_tries: int = setting(
+        3,
+        "Pushes in a row without an acknowledgement after which a client is told nothing more over UDP "
+        "until it asks again.",
+        minimum=1,
+        maximum=100,
+    )
+    max_udp_subscriptions: int = setting(
+        20_000,
+        "Subscriptions over UDP, in all; beyond it clients hear of changes when they ask.",
+        minimum=1,
+        maximum=1_000_000,
+        formula="Clients that can do no better, times the services that each follows.",
+    )
+    max_udp_per_address: int = setting(
+        1000,
+        "Subscriptions over UDP of one client address.",
+        minimum=1,
+        maximum=1_000_000,
+        danger="Behind a node's address translation many clients have one address.",
+    )
     check_type: str = setting(
         "tcp",
         "How a persistent instance is checked that has no check of its own: 'tcp' (a connection), 'http' "
@@ -380,6 +426,21 @@ class RegistrySettings:
         "Networks that checks may not reach, in addition to loopback, link-local, multicast and reserved "
         "addresses and clouds' metadata services, separated by commas.",
     )
+    collect_interval: float = setting(
+        3600.0,
+        "How often Python's collector looks at everything, in a moment when there is little to do; 0: never.",
+        unit="s",
+        minimum=0.0,
+        maximum=604_800.0,
+        danger="It takes 2 ms for each 1000 instances, in which nobody is answered.",
+    )
+    slow_step: float = setting(
+        0.1,
+        "Time for which one step may hold the event loop until it is counted, and, once a minute, logged.",
+        unit="s",
+        minimum=0.01,
+        maximum=60.0,
+    )
     log_level: str = setting("info", "What to log.", choices=LEVELS)
     log_format: str = setting("json", "How to log: for machines or for people.", choices=FORMATS)
 
@@ -440,6 +501,18 @@ class RegistrySettings:
             timeout=self.check_timeout,
             failures=self.check_failures,
             successes=self.check_successes,
+        )
+
+    @property
+    def udp_terms(self) -> Terms:
+        """What subscribers over UDP may expect; on this machine only if nobody else reaches the registry."""
+        return Terms(
+            time_to_live=self.udp_time_to_live,
+            interval=self.udp_retry,
+            tries=self.udp_tries,
+            most=self.max_udp_subscriptions,
+            most_per_address=self.max_udp_per_address,
+            loopback=self.host in _LOOPBACK,
         )
 
     @property

@@ -175,3 +175,20 @@ async def test_silence_while_the_registry_looks_on_is_judged_all_the_same(launch
         while await registry.metric("rollbook_expirations_total", stage="removed") == 0:
             await asyncio.sleep(0.1)
     assert await registry.metric("rollbook_expirations_total", stage="unhealthy") == 1
+
+
+async def test_a_registry_that_was_held_counts_it_and_says_so(launch):
+    registry = await launch("--slow-step=100ms")
+    registry.stop()
+    await asyncio.sleep(1.0)
+    registry.go_on()
+    async with asyncio.timeout(30):
+        while await registry.metric("rollbook_loop_held_total") == 0:
+            await asyncio.sleep(0.1)
+        # The machine may have held it before, too: once a minute one is told.
+        while not (told := [e for e in registry.log if e.get("event") == "loop_held"]):
+            await asyncio.sleep(0.1)
+    assert told[0]["seconds"] > 0.1
+    assert {"cpu", "collector", "step", "untold"} <= set(told[0])
+    assert await registry.metric("rollbook_loop_lateness_seconds_count") > 0
+    assert await registry.metric("rollbook_collector_pause_seconds_count", generation="0") > 0

@@ -1,4 +1,7 @@
-"""Connections: who is let in, and who takes too long. The census decides, connection and guard carry out."""
+"""Connections: who is let in, and who takes too long. The census decides, connection and guard carry out.
+
+:mod:`rollbook_registry.connections.udp` is what goes out without one.
+"""
 
 from rollbook_registry.connections.census import Census, Closing, Door, Limits, Refusal
 from rollbook_registry.connections.connection import Connection
