@@ -296,7 +296,7 @@ class Book:
         # The catalog is through with the command: this is the list in which it shows.
         service = self.catalog.service(event.service)
         self.history.note(event, at=self._wall(), number=service.number if service else 0)
-        self.metrics.events.counts[reason] += 1
+        self.metrics.events.counts[reason,] += 1
         if reason is Reason.SILENT:
             self.metrics.expirations.labels("unhealthy").inc()
         elif reason is Reason.EXPIRED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -70,31 +70,44 @@ class CheckMeter:
         self._missed.inc(turns)
 
 
+BEATS: Final = (
+    ("session", "heard"),
+    ("session", "ended"),
+    ("session", "refused"),
+    ("http", "heard"),
+    ("http", "registered"),
+    ("http", "refused"),
+)
+"""What becomes of beats: how they came, and the outcome."""
+
+
 class Tally(Collector):
-    """A counter by one label whose values are known, for what is counted very often.
+    """A counter whose labels' values are known, for what is counted very often.
 
     It is a dictionary until it is scraped: a counter of the library takes ten times as long to count.
 
     Args:
         name: of the counter, without ``_total``.
         about: what is counted.
-        label: the label's name.
-        values: the label's values; each is shown from the start.
+        labels: their names.
+        values: their values, in all combinations that there are; each is shown from the start.
     """
 
-    def __init__(self, name: str, about: str, label: str, values: Iterable[str]) -> None:
+    def __init__(
+        self, name: str, about: str, labels: tuple[str, ...], values: Iterable[tuple[str, ...]]
+    ) -> None:
         self._name = name
         self._about = about
-        self._label = label
+        self._labels = labels
         self._created = time.time()
         self.counts = dict.fromkeys(values, 0)
         """How many of each; to be counted up."""
 
     def collect(self) -> Iterable[Metric]:
         """Show the counts."""
-        family = CounterMetricFamily(self._name, self._about, labels=(self._label,))
-        for value, count in self.counts.items():
-            family.add_metric((value,), count, created=self._created)
+        family = CounterMetricFamily(self._name, self._about, labels=self._labels)
+        for values, count in self.counts.items():
+            family.add_metric(values, count, created=self._created)
         yield family
 
 
@@ -176,9 +189,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self.beats = Counter(
-            "rollbook_beats_total", "Beats heard", ("transport", "result"), registry=self.registry
-        )
+        self.beats = Tally("rollbook_beats", "Beats heard", ("transport", "result"), BEATS)
+        self.registry.register(self.beats)
         self.expirations = Counter(
             "rollbook_expirations_total",
             "Entries that turned silent, and that were removed",
@@ -186,7 +198,7 @@ class Metrics:
             registry=self.registry,
         )
         self.events = Tally(
-            "rollbook_entry_events", "What happened to entries", "reason", (reason.value for reason in Reason)
+            "rollbook_entry_events", "What happened to entries", ("reason",), ((r.value,) for r in Reason)
         )
         self.registry.register(self.events)
         self.fenced = Counter("rollbook_fenced_total", "Pods confirmed gone", registry=self.registry)

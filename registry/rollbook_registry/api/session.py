@@ -96,10 +96,10 @@ class Session:
     """
 
     __slots__ = (
+        "_beats",
         "_book",
         "_codec",
         "_epoch",
-        "_heard",
         "_operator",
         "_out",
         "_subscriber",
@@ -122,8 +122,7 @@ class Session:
         self._told_gone = False
         self._waits: set[_Wait] | None = None  # most sessions never wait, and an empty set is large
         self.lease: LeaseId | None = None
-        # Looking a labelled child up costs as much as the beat that it counts.
-        self._heard = book.metrics.beats.labels("session", "heard")
+        self._beats = book.metrics.beats.counts
 
     @property
     def who(self) -> Identity:
@@ -316,14 +315,14 @@ class Session:
             self._book.apply(lambda c, now: c.beat(lease, term=frame.term, down=down, now=now))
         except Problem as problem:
             if problem.code == "lease_ended":
-                self._book.metrics.beats.labels("session", "ended").inc()
+                self._beats["session", "ended"] += 1
                 known = self._book.catalog.lease(lease)
                 term = known.term if known else self._book.catalog.ended(lease) or 0
                 self._out.answer(frames.LeaseEnded(lease=lease, term=term))
                 return
-            self._book.metrics.beats.labels("session", "refused").inc()
+            self._beats["session", "refused"] += 1
             raise
-        self._heard.inc()
+        self._beats["session", "heard"] += 1
         if carried:
             self._enter_unknown(lease, carried)
 
