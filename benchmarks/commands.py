@@ -67,7 +67,7 @@ class Ours:
 
     def __init__(self, server: Server) -> None:
         self.book = server.book
-        self._heard = self.book.metrics.beats.labels("http", "heard")
+        self._beats = self.book.metrics.beats.counts
 
     def post(self, key: ServiceKey, body: bytes) -> bytes:
         """From a body to the answer's."""
@@ -94,7 +94,7 @@ class Ours:
         )
         policy.may_speak_for(LOCAL, ref.owner)
         self.beat(ref)
-        self._heard.inc()
+        self._beats["http", "heard"] += 1
 
     def beat(self, ref: EntryRef) -> None:
         """From the name of an instance to its being heard."""
