@@ -349,13 +349,14 @@ class Native:
         return answer
 
     def _enter(self, who: Identity, entry: Entry) -> Reply:
-        policy.may_enter(who, [entry], operator=False)
-        lease = http_lease(entry.ref)
+        policy.may_speak_for(who, entry.owner)
+        ref = entry.ref
+        lease = http_lease(ref)
         term = self._book.apply(lambda c, now: c.register_http(lease, entry, term=0, now=now))
-        shown = self._book.catalog.instance(entry.ref, lease)
+        shown = self._book.catalog.instance(ref, lease)
         if shown is None:
             # What is refused must not come up when the operator has gone.
-            self._book.apply(lambda c, now: c.deregister(lease, [entry.ref], now))
+            self._book.apply(lambda c, now: c.deregister(lease, [ref], now))
             raise Problem("forbidden", "the operator speaks for this pod, and does not name this instance")
         return Reply(201, encode(Stored(instance=shown, term=term)))
 

@@ -499,7 +499,7 @@ class Catalog(ReplicatedLedger):
 
     def _note_override(self, ref: EntryRef, *, lifted: bool) -> None:
         reason = Reason.OVERRIDE_LIFTED if lifted else Reason.OVERRIDDEN
-        self._events.append(Happened(ref.service_key, ref.key, DEFINITIONS, reason))
+        self._events.append(Happened(ref.service_key, ref, DEFINITIONS, reason))
         self.groups.touch(ref)
 
     def _configure(self, key: ServiceKey, settings: ServiceSettings | None, now: float) -> None:

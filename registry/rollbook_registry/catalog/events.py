@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from rollbook.model import Instance
+from rollbook.model import EntryRef, Instance
 from rollbook.names import InstanceKey, LeaseId, ServiceKey
 from rollbook_registry.catalog.records import LeaseWrite, PodRecord
 
@@ -95,9 +95,14 @@ class Happened(msgspec.Struct, frozen=True, gc=False):
     """Something happened to an entry, and why."""
 
     service: ServiceKey
-    key: InstanceKey
+    ref: EntryRef
     lease: LeaseId
     reason: Reason
+
+    @property
+    def key(self) -> InstanceKey:
+        """The instance's key, which most events are never asked for."""
+        return self.ref.key
 
 
 class Deadline(msgspec.Struct, frozen=True, gc=False):

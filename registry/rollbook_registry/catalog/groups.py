@@ -46,8 +46,11 @@ class Group(msgspec.Struct, gc=False, eq=False):
     def shown_at(self, ref: EntryRef) -> list[Instance]:
         """Return what is shown in a service at an address and port, in whichever cluster."""
         service = ref.service_key
-        shown = [one.instance for one in self.visible if one.service == service]
-        return [i for i in shown if i.port == ref.port and i.ip == ref.ip]
+        return [
+            one.instance
+            for one in self.visible
+            if one.instance.port == ref.port and one.instance.ip == ref.ip and one.service == service
+        ]
 
 
 class Groups:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from rollbook.names import InstanceKey
+from rollbook.model import EntryRef
 from rollbook_registry.catalog.events import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rollbook.names import ServiceKey
+    from rollbook.names import InstanceKey, ServiceKey
     from rollbook_registry.catalog.events import Happened
 
 PER_SERVICE: Final = 200
@@ -29,10 +29,15 @@ class Past(msgspec.Struct, frozen=True, gc=False):
     """
 
     at: float
-    key: InstanceKey
+    ref: EntryRef
     reason: Reason
     lease: str
     number: int
+
+    @property
+    def key(self) -> InstanceKey:
+        """The instance's key."""
+        return self.ref.key
 
 
 class History:
@@ -53,7 +58,7 @@ class History:
         events = self._by_service.get(event.service)
         if events is None:
             events = self._by_service[event.service] = []
-        events.append(Past(at, event.key, event.reason, event.lease, number))
+        events.append(Past(at, event.ref, event.reason, event.lease, number))
         if len(events) > PER_SERVICE:
             # It takes over the place of its own oldest, so that a busy service pushes nobody else's out.
             del events[0]

@@ -248,14 +248,15 @@ class Ledger:
 
     def _hold(self, lease: Lease, entry: Entry, now: float) -> Held:
         """Enter what one's own client says."""
-        old = lease.entries.get(entry.ref)
+        ref = entry.ref
+        old = lease.entries.get(ref)
         entry = self._kept(entry, old)
         operator = lease.kind is Kind.OPERATOR
         self._order += 1
         unhealthy_after, remove_after = self._patience(lease, entry)
         held = Held(
             entry=entry,
-            ref=old.ref if old is not None else entry.ref,
+            ref=old.ref if old is not None else ref,
             lease=lease.id,
             kind=lease.kind,
             epoch=lease.epoch,
@@ -486,7 +487,7 @@ class Ledger:
 
     def _note(self, held: Held, reason: Reason) -> None:
         ref = held.ref
-        self._events.append(Happened(ref.service_key, ref.key, held.lease, reason))
+        self._events.append(Happened(ref.service_key, ref, held.lease, reason))
         self.groups.touch(ref)
 
     def _is_written(self, lease: Lease) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from registrykit import key_of
-from rollbook.names import InstanceKey, LeaseId
+from registrykit import a_ref, key_of
+from rollbook.names import LeaseId
 from rollbook_registry.catalog import Happened, Reason
 from rollbook_registry.catalog.history import PER_SERVICE, History
 
 
 def note(history, service, n, reason=Reason.REGISTERED):
-    event = Happened(key_of(service), InstanceKey(str(n)), LeaseId("a"), reason)
+    event = Happened(key_of(service), a_ref(n, service=service), LeaseId("a"), reason)
     history.note(event, at=float(n), number=n)
 
 
 def keys(history, service):
-    return [int(past.key) for past in history.of(key_of(service))]
+    return [past.ref.port for past in history.of(key_of(service))]
 
 
 def test_the_newest_is_told_first_with_all_that_is_known():
@@ -23,7 +23,7 @@ def test_the_newest_is_told_first_with_all_that_is_known():
     note(history, "orders", 2, Reason.SILENT)
     newest, oldest = history.of(key_of("orders"))
     assert (newest.at, newest.key, newest.reason, newest.lease, newest.number) == (
-        2.0, "2", Reason.SILENT, "a", 2,
+        2.0, "10.0.0.1:2:DEFAULT", Reason.SILENT, "a", 2,
     )  # fmt: skip
     assert oldest.reason is Reason.REGISTERED
 
