@@ -1,9 +1,10 @@
 """The plan for the collector: at what it looks, and when. Pure; it is told the time.
 
 Python looks for garbage in cycles by generations, and at everything whenever the heap has grown by a quarter.
-With 100,000 instances in the book that is 640,000 objects and 0.2 s of processor time in which nobody is
-answered, seven times while they are entered; and it finds nothing, since neither commands nor clients leave
-cycles behind (``tests/unit/registry/test_registry_garbage.py`` holds that). So:
+It finds nothing, since neither commands nor clients leave cycles behind
+(``tests/unit/registry/test_registry_garbage.py`` holds that), and meanwhile nobody is answered. The book's
+part of that is small, as nothing that an instance keeps is tracked; services, connections and sessions are:
+with 100,000 plain HTTP clients 88,000 objects, and 85 ms. So:
 
 - What is **young** Python looks at when there are 700 objects more than before: 2 ms at most, for what was
   made in passing. But where each new object takes an old one's place there are never more, and what is young
