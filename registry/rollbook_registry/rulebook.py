@@ -59,6 +59,8 @@ class Rulebook:
         self._lift_pause = lift_pause
         self._checker: Checker | None = None
         self._lease = LeaseId(f"{CHECKER_LEASES}{book.catalog.ordinal}")
+        # A lease is out of the collector's sight, so its holder must not lead back to the book.
+        self._holder = object()
         self._lifting: asyncio.Task[None] | None = None
         self._opened = False
 
@@ -148,9 +150,9 @@ class Rulebook:
         if not entries:
             return
         lease = self._book.catalog.lease(self._lease)
-        if lease is None or lease.holder is not self:
+        if lease is None or lease.holder is not self._holder:
             self._book.apply(
-                lambda c, now: c.attach(self._lease, kind=Kind.CHECKER, term=0, holder=self, now=now)
+                lambda c, now: c.attach(self._lease, kind=Kind.CHECKER, term=0, holder=self._holder, now=now)
             )
         self._book.apply(lambda c, now: c.register(self._lease, entries, now))
 

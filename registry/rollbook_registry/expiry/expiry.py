@@ -57,7 +57,9 @@ class Expiry:
             yield
         if not overdue and not again:
             return
-        judged = protection.judge(list(overdue), leases=catalog.speaking, now=now)
+        # Who has beaten since, while others had their turn, is none of those that protection counts.
+        silent = catalog.look(overdue, now)
+        judged = protection.judge(silent, leases=catalog.speaking, now=now)
         for leases in self._slices(judged.out):
             catalog.expire(leases, now)
             yield

@@ -388,3 +388,18 @@ def test_ends_are_remembered_for_ten_minutes_and_of_the_last_hundred_thousand(le
     assert ledger.catalog.has_ended(http_lease(refs[-1]), refs[-1])
     ledger.wait(TICK)
     assert not ledger.catalog.has_ended(http_lease(refs[-1]), refs[-1])
+
+
+def test_who_beats_while_others_are_looked_at_is_not_counted_as_silent(ledger):
+    crowd(ledger, 3 * SLICE)
+    ledger.wait(15.0)  # all have turned, and are due to go with the next tick
+    step = steps_of_a_tick(ledger)
+    assert step()
+    for n in range(3 * SLICE):
+        ledger.beat(f"s{n}")
+    while step():
+        pass
+    assert len(ledger.catalog.service(an_entry().service_key).instances) == 3 * SLICE
+    assert (ledger.protection.active, ledger.protection.kept, ledger.protection._spent) == (False, 0, 0)
+    ledger.wait(15.0)
+    assert not any(i.healthy for i in ledger.shown().values()), "their deadlines are in the wheel again"
