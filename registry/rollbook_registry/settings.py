@@ -322,14 +322,16 @@ class RegistrySettings:
     )
     udp_port: int = setting(
         0,
-        "The UDP port that pushes to Nacos' 1.x clients come from, and acknowledgements go to; 0 takes any.",
+        "The UDP port that pushes to Nacos' 1.x clients come from, and acknowledgements go to; 0 takes any. "
+        "Not used yet: Nacos' 1.x clients are not served.",
         minimum=0,
         maximum=65535,
         formula="A port of its own where a firewall must be told of it.",
     )
     udp_time_to_live: float = setting(
         30.0,
-        "Time for which a client that does not ask for a service's list is told of its changes over UDP.",
+        "Time for which a client that does not ask for a service's list is told of its changes over UDP. "
+        "Not used yet: Nacos' 1.x clients are not served.",
         unit="s",
         minimum=1.0,
         maximum=3600.0,
@@ -337,7 +339,8 @@ class RegistrySettings:
     )
     udp_retry: float = setting(
         1.0,
-        "Time without an acknowledgement after which a client is sent the list, as it is then, once more.",
+        "Time without an acknowledgement after which a client is sent the list, as it is then, once more. "
+        "Not used yet: Nacos' 1.x clients are not served.",
         unit="s",
         minimum=0.01,
         maximum=60.0,
@@ -347,20 +350,22 @@ class RegistrySettings:
     udp_tries: int = setting(
         3,
         "Pushes in a row without an acknowledgement after which a client is told nothing more over UDP "
-        "until it asks again.",
+        "until it asks again. "
+        "Not used yet: Nacos' 1.x clients are not served.",
         minimum=1,
         maximum=100,
     )
     max_udp_subscriptions: int = setting(
         20_000,
-        "Subscriptions over UDP, in all; beyond it clients hear of changes when they ask.",
+        "Subscriptions over UDP, in all; beyond it clients hear of changes when they ask. "
+        "Not used yet: Nacos' 1.x clients are not served.",
         minimum=1,
         maximum=1_000_000,
         formula="Clients that can do no better, times the services that each follows.",
     )
     max_udp_per_address: int = setting(
         1000,
-        "Subscriptions over UDP of one client address.",
+        "Subscriptions over UDP of one client address. Not used yet: Nacos' 1.x clients are not served.",
         minimum=1,
         maximum=1_000_000,
         danger="Behind a node's address translation many clients have one address.",

@@ -15,6 +15,8 @@ import uvloop
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
+from registrykit import an_entry
+from rollbook_registry.catalog.leases import Kind
 from rollbook_registry.connections import Door
 from serverkit import starter
 
@@ -25,6 +27,7 @@ GET = b"GET /services/orders HTTP/1.1\r\n" + HOST + b"\r\n"
 BEAT = b"PUT /services/orders/instances/10.0.0.1:80/beat HTTP/1.1\r\n" + HOST + b"\r\n"
 POST = b"POST /services/orders/instances HTTP/1.1\r\n" + HOST
 HIDDEN = POST + b"Content-Length: %d\r\n\r\n" % (len(GET) + 10)
+UNNAMED = b'{"ip":"10.0.0.9","port":80,"owner":"u"}'
 BODY = b'{"ip":"10.0.0.%d","port":80}'
 
 
@@ -90,6 +93,10 @@ class Side:
         text = bytes(self.wire.sent).replace(self.registry.book.boot.encode(), b"@BOOT@")
         return re.sub(rb"Date: [^\r]+", b"Date: @", text)
 
+    def counts(self):
+        metrics = self.registry.book.metrics
+        return dict(metrics.events.counts), dict(metrics.beats.counts)
+
     def shows(self):
         services = self.registry.catalog.services.within("public")
         return {s.key: (s.number, dict(s.instances)) for s in services}
@@ -103,6 +110,12 @@ async def quiet(*sides):
         now = [(len(s.wire.sent), s.wire.closed) for s in sides]
         still = still + 1 if now == before else 0
         before = now
+
+
+def speak_for_a_pod(catalog, now):
+    """Have an operator name one port of a pod, and no other."""
+    catalog.attach("o", kind=Kind.OPERATOR, term=0, holder=object(), now=now, epoch=1)
+    catalog.register("o", [an_entry(8080, ip="10.0.0.9", owner="u", ready=True)], now)
 
 
 class Pair:
@@ -126,6 +139,7 @@ class Pair:
             self.stack.append(starting)
             # Nothing may depend on the moment at which a side is looked at.
             registry = await start(request_timeout=600.0, unhealthy_after=3600.0, remove_after=3600.0)
+            registry.book.apply(speak_for_a_pod)
             sides.append(Side(registry, direct=direct))
         self.sides = tuple(sides)
 
@@ -155,6 +169,7 @@ class Pair:
             assert a.said() == b.said()
             assert a.wire.closed == b.wire.closed
             assert a.shows() == b.shows()
+            assert a.counts() == b.counts()
             assert not b.answered
             for side in self.sides:
                 side.connection.connection_lost(None)
@@ -391,6 +406,10 @@ def streams(draw):
 @example(stream=([HIDDEN.replace(HOST, HOST + b"Content-Length: 2\r\n") + b"{}", GET], frozenset()))
 @example(stream=([GET.replace(b"1.1", b"1.0"), GET], frozenset()))
 @example(stream=([GET.replace(b"1.1", b"1.2"), GET], frozenset()))
+# What follows CONNECT is not the body that its headers announce.
+@example(stream=([b"CONNECT /x HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nGET /", GET], frozenset()))
+# What a pod enters and its operator does not name.
+@example(stream=([a_request(POST.split(b"\r\n")[0], b"Host: x", body=UNNAMED), GET], frozenset()))
 # A declined upgrade: what follows it is read by aiohttp again.
 @example(stream=([GET[:-2] + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n" + GET, GET], frozenset()))
 def test_both_ways_answer_alike(pair, stream):

@@ -85,7 +85,10 @@ class Direct:
         self._end = b""
 
     def answer(self, request: Plain) -> bytes | None:
-        """Return a whole response, or ``None`` for what is left to aiohttp; then nothing has happened."""
+        """Return a whole response, or ``None`` for what is left to aiohttp; then nothing has happened.
+
+        Unless it failed, which is logged, and may have happened half way: aiohttp's way then does it again.
+        """
         try:
             known = self._known[request.line]
         except KeyError:

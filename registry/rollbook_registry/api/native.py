@@ -339,12 +339,16 @@ class Native:
         return json_response(Stored(instance=laid, term=0), status=201)
 
     def register_at_once(self, values: Values) -> AtOnce:
-        """Make what enters ephemeral instances of a service; what is laid down waits for the store."""
+        """Make what enters instances of a service that need no second look.
+
+        What is laid down waits for the store, and what a pod enters may be taken back at once.
+        """
         key = parameters.service_of(values)
 
         def answer(request: Plain, who: Identity) -> Reply | None:
             wanted = read_body(request.body, InstanceBody)
-            return self._enter(who, wanted.entry(key)) if wanted.ephemeral else None
+            settled = wanted.ephemeral and not wanted.owner
+            return self._enter(who, wanted.entry(key)) if settled else None
 
         return answer
 

@@ -131,7 +131,7 @@ class Connection(web.RequestHandler):
         waiter = self._waiter
         idle = not waiter.done() if waiter is not None else not self._request_count
         request = bypass.reader.read(data) if idle else None
-        if request is None or self.refused is not None or self._force_close:
+        if request is None or self.refused is not None or self._force_close or self._close:
             self._bypass = None
             return False
         self._missing = request.missing

@@ -1,10 +1,11 @@
 """Plain requests: what can be read off the bytes without a parser, and nothing that can be read in two ways.
 
 A request is plain if one piece of received bytes begins with all of its head, and every line of the head is
-of a form that leaves no choice: HTTP/1.1, one ``Host``, headers that are known here not to change how a
-message is framed or handled, each once, in visible ASCII. Everything else is nobody's fault, but the parser's
-business (RFC 9112 names what goes wrong when two readers of one stream disagree: section 11.2, "request
-smuggling"). So nothing here ever refuses a request; it only does not recognise it.
+of a form that leaves no choice: HTTP/1.1, a method whose body is framed like any other's, one ``Host``,
+headers that are known here not to change how a message is framed or handled, each once, in visible ASCII.
+Everything else is nobody's fault, but the parser's business (RFC 9112 names what goes wrong when two readers
+of one stream disagree: section 11.2, "request smuggling"). So nothing here ever refuses a request; it only
+does not recognise it.
 
 The same clients send the same heads again and again, so those are remembered as they were understood.
 """
@@ -51,6 +52,8 @@ _HARMLESS: Final = frozenset(
 )
 """Headers that mean nothing to the framing of a message, or whose meaning is read here."""
 
+# What follows CONNECT is no body, whatever the headers say (RFC 9110, section 9.3.6).
+_FIRST = re.compile(rb"(?!CONNECT )[A-Z]+ [!-~]+ HTTP/1\.1")
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([!-~](?:[ -~]*[!-~])?)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
 
@@ -102,18 +105,18 @@ class Reader:
         # Without an end both are below zero or out of order, and the first line alone is no head.
         if not 0 < line_end < end:
             return None
-        block = data[line_end:end]
+        line, block = data[:line_end], data[line_end:end]
         try:
             head = self._heads[block]
         except KeyError:
             head = self._learn(block)
-        if head is None:
+        if head is None or _FIRST.fullmatch(line) is None:
             return None
         missing = end + 4 + head.length - len(data)
         # What follows on a request would be another one.
         if missing < 0:
             return None
-        return Plain(data[:line_end], head, data[end + 4 :] if head.length else b"", missing)
+        return Plain(line, head, data[end + 4 :] if head.length else b"", missing)
 
     def _learn(self, block: bytes) -> Head | None:
         if len(self._heads) >= REMEMBERED:

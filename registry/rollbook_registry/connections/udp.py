@@ -92,7 +92,8 @@ class UdpPush(asyncio.DatagramProtocol):
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-            family, *_, at = found[0]
+            # Of a name with addresses of both families: who still hears over UDP is older than IPv6's rise.
+            family, *_, at = min(found, key=lambda one: one[0] != socket.AF_INET)
             terms = settings.udp_terms._replace(version=6 if family == socket.AF_INET6 else 4)
             _, protocol = await loop.create_datagram_endpoint(
                 lambda: cls(dialect, terms=terms, meter=meter), local_addr=(str(at[0]), port), family=family

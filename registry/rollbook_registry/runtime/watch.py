@@ -95,8 +95,9 @@ class Watch:
                 self._tell(late, cpu=time.process_time() - used, collector=self._paused() - paused)
 
     def _alarm(self, _: int, frame: FrameType | None) -> None:
-        # Nothing is logged here: it may have interrupted the very writing of a log.
-        self._step = _spelled(frame)
+        # Nothing is logged here: it may have interrupted the very writing of a log. Nor raised.
+        with contextlib.suppress(Exception):
+            self._step = _spelled(frame)
 
     def _tell(self, late: float, *, cpu: float, collector: float) -> None:
         self._meter.held.inc()
@@ -119,10 +120,9 @@ def _spelled(frame: FrameType | None) -> str:
     """Name a step by the innermost of our functions in it, and who called them."""
     named: list[str] = []
     while frame is not None and len(named) < SHOWN:
-        path = Path(frame.f_code.co_filename)
-        if str(path).startswith(_OURS):
-            with contextlib.suppress(ValueError):
-                path = path.relative_to(_OURS)
-            named.append(f"{path}:{frame.f_lineno} {frame.f_code.co_qualname}")
+        path = frame.f_code.co_filename
+        if path.startswith(_OURS):
+            place = path.removeprefix(_OURS).lstrip("/")
+            named.append(f"{place}:{frame.f_lineno} {frame.f_code.co_qualname}")
         frame = frame.f_back
     return " < ".join(named)

@@ -47,6 +47,11 @@ def test_what_a_plain_request_says():
         LINE + b"\r\nHost: a\r\n folded: b\r\n\r\n",
         LINE + b"\r\nHost: a\r\nX-A: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n",
         LINE + b"\nHost: a\n\n",
+        b"CONNECT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na",
+        b"get /x HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /x HTTP/1.0\r\nHost: a\r\n\r\n",
+        b"GET /x\ny HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /x y HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\r\n" + LINE + b"\r\nHost: a\r\n\r\n",
         b"",
         b"\r\n\r\n",
@@ -64,12 +69,17 @@ def test_heads_are_remembered_and_not_for_ever():
 
 
 async def test_a_connection_that_is_answered_directly_rests_as_long_as_any_other(start, connect):
-    registry = await start(keepalive_timeout=0.6, request_timeout=0.3)
+    registry = await start(keepalive_timeout=1.0)
     raw = await connect(registry.server.http_port)
-    for _ in range(8):
+    ends = []
+    for _ in range(3):
         await raw.say(GET)
         assert (await raw.answer())[0] == 200
-        await asyncio.sleep(0.15)
+        (connection,) = registry.server.guard.census._residents
+        ends.append(connection._next_keepalive_close_time)
+        await asyncio.sleep(0.01)
+    assert connection._bypass is not None
+    assert sorted(set(ends)) == ends, "each answer is a new beginning"
     assert await raw.closed() == b""
 
 

@@ -163,7 +163,7 @@ def test_a_step_that_holds_the_loop_is_counted_and_named():
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])},  # noqa: PTH120
         check=False,
     )
