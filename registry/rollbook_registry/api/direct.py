@@ -153,14 +153,13 @@ class Direct:
 
 _STATUS: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _EMPTY: Final = {status: line + b"Content-Length: 0\r\n" for status, line in _STATUS.items()}
-_JSON: Final = f"Content-Type: {JSON}\r\nContent-Length: ".encode()
+_TYPE: Final = f"Content-Type: {JSON}\r\nContent-Length: ".encode()
+_JSON: Final = {status: line + _TYPE for status, line in _STATUS.items()}
 
 
 def _head(reply: Reply) -> bytes:
     status, body, etag = reply
-    if not body and not etag:
-        return _EMPTY[status]
-    tag = f"ETag: {etag}\r\n".encode() if etag else b""
-    if status == HTTPStatus.NOT_MODIFIED:
-        return _STATUS[status] + tag
-    return b"%b%b%b%d\r\n" % (_STATUS[status], tag, _JSON, len(body))
+    if etag:
+        tagged = _STATUS[status] + f"ETag: {etag}\r\n".encode()
+        return b"%b%b%d\r\n" % (tagged, _TYPE, len(body)) if body else tagged
+    return b"%b%d\r\n" % (_JSON[status], len(body)) if body else _EMPTY[status]
