@@ -25,21 +25,20 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import msgspec
-
-from rollbook import balance, directory, events, frames, model, names, patterns
+from rollbook import balance, directory, events, frames, names, patterns
 from rollbook.addresses import DEFAULT_HTTP_PORT, http_url, session_url
 from rollbook.connection import Connection
 from rollbook.following import Following, fresh
+from rollbook.model import check_made
 from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, LeaseId, ServiceKey, service_key
-from rollbook.problems import Problem, bad_value, from_validation
+from rollbook.problems import Problem, bad_value
 from rollbook.promises import Promises
 from rollbook.session import Session
 from rollbook.subscription import Matching, Subscription
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from rollbook.balance import Strategy
     from rollbook.connection import Token
@@ -268,11 +267,11 @@ class Client:
                 without asking it; 409 ``conflict``: this client holds one of them already.
         """
         self._check_running()
-        refs = [_checked(entry, f"entries[{n}].").ref for n, entry in enumerate(entries)]
+        refs = [e.ref for e in _checked(entries)]
         for n, ref in enumerate(refs):
             if ref in self.session.entries or ref in refs[:n]:
                 raise Problem("conflict", f"{_spelled(ref)} is registered by this client already")
-        self.put(*entries)
+        self._put(entries)
         try:
             await self.confirmed(*refs)
             self._held.update(refs)
@@ -299,7 +298,13 @@ class Client:
 
         What it won't have is told by :class:`rollbook.events.Rejected` and :meth:`confirmed`. It is offered
         again at the next connection, or when it is put again.
+
+        Raises:
+            Problem: 400 ``bad_value`` without asking the registry; none of them is put then.
         """
+        self._put(_checked(entries))
+
+    def _put(self, entries: Sequence[Entry]) -> None:
         self._leaving.break_((e.ref for e in entries), Problem("conflict", "it was put again"))
         self.session.put(entries)
         self._flush()
@@ -695,18 +700,10 @@ def _spelled(ref: EntryRef) -> str:
     return f"{ref.service_key} at {ref.key}"
 
 
-def _checked(entry: Entry, field: str) -> Entry:
-    """Check an entry as the registry will.
+def _checked(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Check entries as the registry will.
 
     Raises:
         Problem: 400 ``bad_value`` naming the field and the accepted form.
     """
-    try:
-        # What was made in Python has not been held against the types of its fields yet.
-        msgspec.convert(msgspec.to_builtins(entry), model.Entry)
-    except msgspec.ValidationError as error:
-        problem = from_validation(error)
-        text, name = f"{field}{problem.detail}", f"{field}{problem.field}"
-        raise Problem("bad_value", text, field=name, accepted=problem.accepted) from None
-    model.check_entry(entry, field)
-    return entry
+    return [check_made(entry, f"entries[{n}].") for n, entry in enumerate(entries)]

@@ -166,6 +166,11 @@ async def test_what_a_register_block_loses_is_offered_again(start, tmp_path, mon
         ({"ip": "10.0.0.256"}, "entries[1].ip"),
         ({"metadata": {"a": 1}}, "entries[1].metadata[...]"),
         ({"weight": -1.0}, "entries[1].weight"),
+        ({"port": 1 << 70}, "entries[1].port"),
+        ({"weight": object()}, "entries[1].weight"),
+        ({"service": "\ud800"}, "entries[1].service"),
+        ({"instance_id": "\ud800"}, "entries[1].instance_id"),
+        ({"metadata": {"a": "\udfff"}}, "entries[1].metadata"),
     ],
 )
 async def test_a_bad_entry_is_refused_without_asking_anybody(nowhere, wrong, field):
@@ -174,10 +179,13 @@ async def test_a_bad_entry_is_refused_without_asking_anybody(nowhere, wrong, fie
         problem = await refusal(stack.enter_async_context(nowhere.register(an_entry(), Entry(**fields))))
     assert (problem.code, problem.field) == ("bad_value", field)
     assert problem.accepted
+    with pytest.raises(Problem) as refused:
+        nowhere.put(an_entry(), Entry(**fields))
+    assert (refused.value.code, refused.value.field) == ("bad_value", field)
     assert not nowhere.session.entries
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b"])
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a\ud800"])
 async def test_a_bad_name_is_refused_without_asking_anybody(nowhere, name):
     for work in (
         nowhere.subscribe(name),
