@@ -436,8 +436,9 @@ class Session:
 
     def _beat(self, now: float) -> None:
         self._last_beat = now
-        # What the registry would not have it does not know; one that it can't read would spoil the beat.
-        down = self._down.difference(self._rejected)
+        # A name that the registry will not take would spoil the beat. Of others that it refused it may hold
+        # what was put before, so it has to hear of those.
+        down = [ref for ref in self._down if not _names_nothing(self._rejected.get(ref))]
         self._frames.append(frames.Beat(term=self.term, down=sorted(down, key=repr)))
 
     def _ask(self, view: View, *, afresh: bool = False) -> None:
@@ -672,3 +673,8 @@ class Session:
         # A snapshot is told even when it changes nothing: it ends the wait for the first list.
         if change or threshold != view.protect_threshold or not isinstance(frame, frames.Delta):
             self._events.append(events.ListChanged(service, change, at))
+
+
+def _names_nothing(problem: Problem | None) -> bool:
+    """Say whether an entry was refused for what a beat names it by."""
+    return problem is not None and problem.field.rpartition(".")[2] in {"ip", "port"}

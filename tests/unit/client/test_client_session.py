@@ -125,14 +125,16 @@ def test_the_first_wish_on_a_standing_connection_attaches(talk):
     assert register.entries == [an_entry(), an_entry(81)]
 
 
-def test_a_beat_names_nothing_that_the_registry_would_not_have(talk):
-    talk.session.put([an_entry(alive=False), an_entry(81, alive=False)])
+def test_a_beat_names_nothing_whose_name_the_registry_does_not_take(talk):
+    talk.session.put([an_entry(port, alive=False) for port in (80, 81, 82)])
     (together,) = talk.connect()
-    first, second = talk.refuse(together, CLOSED)
-    talk.done(first)
-    talk.refuse(second, CLOSED)
+    taken, held, odd = talk.refuse(together, Problem("bad_value", "no", field="entries[2].ip"))
+    talk.done(taken)
+    # What was put before may be in the book still.
+    talk.refuse(held, Problem("limit_reached", "no"))
+    talk.refuse(odd, Problem("bad_value", "no", field="entries[0].ip"))
     (beat,) = talk.wait(5.0, step=5.0)[:1]
-    assert beat.down == [a_ref()]
+    assert beat.down == [a_ref(80), a_ref(81)]
 
 
 def test_what_is_only_equal_to_an_entrys_name_is_sent_as_the_entry_was_put(talk):
