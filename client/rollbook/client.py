@@ -25,21 +25,20 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import msgspec
-
-from rollbook import balance, directory, events, frames, model, names, patterns
+from rollbook import balance, directory, events, frames, names, patterns
 from rollbook.addresses import DEFAULT_HTTP_PORT, http_url, session_url
 from rollbook.connection import Connection
 from rollbook.following import Following, fresh
+from rollbook.model import check_made
 from rollbook.names import DEFAULT_GROUP, DEFAULT_NAMESPACE, LeaseId, ServiceKey, service_key
-from rollbook.problems import Problem, bad_value, from_validation
+from rollbook.problems import Problem, bad_value
 from rollbook.promises import Promises
 from rollbook.session import Session
 from rollbook.subscription import Matching, Subscription
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from rollbook.balance import Strategy
     from rollbook.connection import Token
@@ -161,14 +160,14 @@ class Client:
             self._task = asyncio.create_task(self._connection.run(), name="rollbook-client")
             self._task.add_done_callback(self._ended)
 
-    async def aclose(self, *, release: bool = True, timeout: float = CLOSE_TIMEOUT) -> None:
+    async def aclose(self, *, release: bool = True, timeout: float | None = None) -> None:
         """Say goodbye and stop, for good. Everybody who waits gets 503 ``client_closed``; iterations end.
 
         Args:
             release: end the lease, so that its entries leave the book now; otherwise it lives on for the
                 removal time, for whoever attaches to it again.
-            timeout: seconds to wait for the registry's word. Without a connection nothing is waited for, and
-                the entries leave the book by their silence.
+            timeout: seconds to wait for the registry's word; ``None`` for :data:`CLOSE_TIMEOUT`. Without a
+                connection nothing is waited for, and the entries leave the book by their silence.
         """
         if self._closed:
             return
@@ -178,7 +177,7 @@ class Client:
         try:
             if release and self._task is not None:
                 with contextlib.suppress(Problem, TimeoutError):
-                    async with asyncio.timeout(timeout):
+                    async with asyncio.timeout(CLOSE_TIMEOUT if timeout is None else timeout):
                         await self._release()
         finally:
             # Also where this is cancelled: nothing goes on in the background.
@@ -189,11 +188,13 @@ class Client:
                 await asyncio.wait([self._task])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Let nobody wait for a connection that has ended by itself, which it should not."""
-        if not task.cancelled() and task.exception() is not None:
+        """Let nobody wait for a connection that has ended by itself or by others, which it should not."""
+        if self._closed:
+            return
+        if not task.cancelled():
             log.error("the client has ended by an error of its own", exc_info=task.exception())
-            self._closed = True
-            self._end_waits()
+        self._closed = True
+        self._end_waits()
 
     async def _release(self) -> None:
         while self.connected and self.session.attaching:
@@ -268,11 +269,11 @@ class Client:
                 without asking it; 409 ``conflict``: this client holds one of them already.
         """
         self._check_running()
-        refs = [_checked(entry, f"entries[{n}].").ref for n, entry in enumerate(entries)]
+        refs = [e.ref for e in _checked(entries)]
         for n, ref in enumerate(refs):
             if ref in self.session.entries or ref in refs[:n]:
                 raise Problem("conflict", f"{_spelled(ref)} is registered by this client already")
-        self.put(*entries)
+        self._put(entries)
         try:
             await self.confirmed(*refs)
             self._held.update(refs)
@@ -288,7 +289,8 @@ class Client:
         Those that this client does not hold are no error.
 
         Raises:
-            Problem: 503 ``client_closed``; 409 ``conflict``: somebody put one of them again meanwhile.
+            Problem: 503 ``client_closed``; 409 ``conflict``: somebody put one of them again meanwhile; why
+                the registry won't hear this client's lease.
         """
         self._check_running()
         self.drop(*refs)
@@ -297,9 +299,16 @@ class Client:
     def put(self, *entries: Entry) -> None:
         """Want entries in the book, or changed; the client keeps offering them until the registry has them.
 
+        Their ``alive`` replaces what :meth:`set_down` has said of them.
         What it won't have is told by :class:`rollbook.events.Rejected` and :meth:`confirmed`. It is offered
         again at the next connection, or when it is put again.
+
+        Raises:
+            Problem: 400 ``bad_value`` without asking the registry; none of them is put then.
         """
+        self._put(_checked(entries))
+
+    def _put(self, entries: Sequence[Entry]) -> None:
         self._leaving.break_((e.ref for e in entries), Problem("conflict", "it was put again"))
         self.session.put(entries)
         self._flush()
@@ -344,7 +353,8 @@ class Client:
     ) -> Subscription:
         """Follow a service's list; returns when the first list has come.
 
-        A service that nobody has registered has an empty list. Who subscribes again gets the same object.
+        A service that nobody has registered has an empty list. Who subscribes again gets the same object; if
+        the registry has refused the list meanwhile, it is asked again first.
 
         Args:
             service: its name.
@@ -359,18 +369,18 @@ class Client:
         """
         self._check_running()
         key = service_key(service, namespace=namespace, group=group)
-        known = self._listed.get(key)
-        if known is not None and known.state.problem is not None:
-            known.state.problem = None
-            self.session.refresh(key)
-        subscription, state = self._follow(key, strategy)
+        subscription, state = listed = self._follow(key, strategy)
         state.awaited += 1
         try:
+            if state.problem is not None:
+                self.refresh(key)
+                await state.another_answer()
             await state.first(lambda: subscription.view.known)
             state.kept = True
         finally:
             state.awaited -= 1
-            if not (state.kept or state.awaited or self._closed):
+            # It may have ended, and somebody else follow the service anew.
+            if not (state.kept or state.awaited or self._closed) and self._listed.get(key) is listed:
                 self.unfollow(key)
         return subscription
 
@@ -417,7 +427,7 @@ class Client:
         """
         self._check_running()
         wanted = patterns.pattern(pattern, namespace=namespace, group=group)
-        matching, state = self._follow_matching(wanted)
+        matching, state = matched = self._follow_matching(wanted)
         state.awaited += 1
         try:
             if state.problem is not None:
@@ -430,7 +440,7 @@ class Client:
             state.kept = True
         finally:
             state.awaited -= 1
-            if not (state.kept or state.awaited or self._closed):
+            if not (state.kept or state.awaited or self._closed) and self._matched.get(wanted) is matched:
                 self.unfollow_matching(wanted)
         return matching
 
@@ -480,7 +490,11 @@ class Client:
             names.check_group(group)
         await self.wait_connected()
         base = http_url(self.peer, self._http_port)
-        return await directory.services(self._connection.get, base, namespace=namespace, group=group)
+        try:
+            return await directory.services(self._connection.get, base, namespace=namespace, group=group)
+        except Problem:
+            self._check_running()  # closed meanwhile: that is why
+            raise
 
     # --- requests --------------------------------------------------------------------------------------
 
@@ -530,6 +544,10 @@ class Client:
 
     def _list(self, view: View) -> _Listed:
         listed = self._listed.get(view.service)
+        if listed is not None and listed.subscription.view is not view:
+            # The service has gone and is followed anew, before its end has been told.
+            listed.state.finish(_not_followed(str(view.service)))
+            listed = None
         if listed is None:
             state = Following()
             subscription = Subscription(view, state, balance.strategy(rng=self._rng), self._rng)
@@ -628,6 +646,7 @@ class Client:
                 self._lose(self._held & {ref}, problem)
             case events.LeaseRefused(problem):
                 self._confirming.break_all(problem)
+                self._leaving.break_all(problem)
                 self._connection.changing.notify()
                 self._lose(self._held, problem)
 
@@ -695,18 +714,10 @@ def _spelled(ref: EntryRef) -> str:
     return f"{ref.service_key} at {ref.key}"
 
 
-def _checked(entry: Entry, field: str) -> Entry:
-    """Check an entry as the registry will.
+def _checked(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Check entries as the registry will.
 
     Raises:
         Problem: 400 ``bad_value`` naming the field and the accepted form.
     """
-    try:
-        # What was made in Python has not been held against the types of its fields yet.
-        msgspec.convert(msgspec.to_builtins(entry), model.Entry)
-    except msgspec.ValidationError as error:
-        problem = from_validation(error)
-        text, name = f"{field}{problem.detail}", f"{field}{problem.field}"
-        raise Problem("bad_value", text, field=name, accepted=problem.accepted) from None
-    model.check_entry(entry, field)
-    return entry
+    return [check_made(entry, f"entries[{n}].") for n, entry in enumerate(entries)]

@@ -44,7 +44,12 @@ class Watcher:
     def touch(self, change: Change) -> None:
         """Take notice of a change."""
         self._touched.update(dict.fromkeys(i.key for i in change.put))
-        self._touched.update(dict.fromkeys(change.drop))
+        for key in change.drop:
+            if key in self._seen:
+                self._touched[key] = None
+            else:
+                # Came and went unseen: a roll-out brings ever new keys.
+                self._touched.pop(key, None)
 
     def look(self, get: Callable[[InstanceKey], Instance | None]) -> Update:
         """Return what is different from what was returned before.
@@ -145,6 +150,18 @@ class Following(Changing):
         self.problem = problem
         self.answered = True
         self.notify()
+
+    async def another_answer(self) -> None:
+        """Wait, where the last answer was a refusal, for the next one.
+
+        Raises:
+            Problem: why it is still not followed.
+        """
+        refused = self.problem
+        while self.problem is refused:
+            await self.changed()
+        if self.problem is not None:
+            raise fresh(self.problem)
 
     async def first(self, come: Callable[[], bool]) -> None:
         """Wait until the first answer has come.

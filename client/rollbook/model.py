@@ -12,7 +12,7 @@ import msgspec
 
 from rollbook import limits, names
 from rollbook.names import DEFAULT_CLUSTER, DEFAULT_GROUP, DEFAULT_NAMESPACE, InstanceKey, ServiceKey
-from rollbook.problems import Problem, bad_value, inside
+from rollbook.problems import Problem, bad_value, from_validation, inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -289,6 +289,42 @@ def _check_fields(entry: Entry) -> str:
     if entry.metadata:
         check_metadata(entry.metadata)
     return ip
+
+
+def check_made(entry: Entry, field: str = "") -> Entry:
+    """Return an entry that was made in Python, if all of it is acceptable and can be sent.
+
+    What was decoded has been held against the types of its fields; what a program made has not. One such
+    entry among others would make their whole frame unreadable, and with it all that its sender says.
+
+    Args:
+        entry: what was made.
+        field: a prefix for the names in errors, such as ``entries[3].``.
+
+    Raises:
+        Problem: 400 ``bad_value``, naming the field and the accepted form.
+    """
+    try:
+        msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=Entry)
+    except msgspec.ValidationError as error:
+        raise inside(field, from_validation(error)) from None
+    except (UnicodeEncodeError, OverflowError, TypeError) as error:
+        # Such an error tells what cannot be written, and not where it is.
+        name = next(name for name in entry.__struct_fields__ if not _can_be_written(getattr(entry, name)))
+        accepted = (
+            "text that UTF-8 can spell" if isinstance(error, UnicodeEncodeError) else "a value of its type"
+        )
+        raise bad_value(f"{field}{name}", getattr(entry, name), accepted) from None
+    check_entry(entry, field)
+    return entry
+
+
+def _can_be_written(value: object) -> bool:
+    try:
+        msgspec.msgpack.encode(value)
+    except (UnicodeEncodeError, OverflowError, TypeError):
+        return False
+    return True
 
 
 def check_ref(ref: EntryRef, field: str = "") -> EntryRef:

@@ -37,7 +37,8 @@ NAMESPACE_FORM: Final = r"[0-9A-Za-z_-]+"
 GROUP_FORM: Final = r"[0-9A-Za-z_.:-]+"
 CLUSTER_FORM: Final = r"[0-9A-Za-z-]+"
 # Two are named although `\s` has them, since to Python and to JSON Schema (ECMAScript) it is not the same.
-SERVICE_FORM: Final = r"[^\s/\x00-\x1f\x7f\x85\ufeff]+"
+# Lone surrogates cannot be written as UTF-8.
+SERVICE_FORM: Final = r"[^\s/\x00-\x1f\x7f\x85\ufeff\ud800-\udfff]+"
 _LABEL: Final = r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
 HOSTNAME_FORM: Final = rf"{_LABEL}(?:\.{_LABEL})*"
 ID_FORM: Final = r"[0-9A-Za-z._:/#@-]+"

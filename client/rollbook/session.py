@@ -126,11 +126,16 @@ class Session:
     # --- wishes ----------------------------------------------------------------------------------------
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Want these entries in the book; those that are there already are changed."""
+        """Want these entries in the book; those that are there already are changed.
+
+        An entry says whether its application works, too: it replaces what :meth:`set_down` said.
+        """
         for entry in entries:
             ref = entry.ref
             self.entries[ref] = entry
-            if entry.alive is not True:
+            if entry.alive is True:
+                self._down.discard(ref)
+            else:
                 self._down.add(ref)
             self._withdraw.pop(ref, None)
             self._confirmed.discard(ref)
@@ -140,8 +145,11 @@ class Session:
 
     def drop(self, refs: Iterable[EntryRef]) -> None:
         """Want these entries out of the book."""
-        for ref in refs:
-            if self.entries.pop(ref, None) is not None:
+        for named in refs:
+            entry = self.entries.pop(named, None)
+            if entry is not None:
+                # As it was put: what is equal in Python (a port of 80.0) the registry might not read.
+                ref = entry.ref
                 self._offer.pop(ref, None)
                 self._confirmed.discard(ref)
                 self._rejected.pop(ref, None)
@@ -170,7 +178,8 @@ class Session:
 
     def set_down(self, down: Iterable[EntryRef], now: float) -> None:
         """Say which entries' applications do not work; a difference is told at once, by a beat."""
-        wanted = {ref for ref in down if ref in self.entries}
+        # As they were put, as in `drop`.
+        wanted = {self.entries[ref].ref for ref in down if ref in self.entries}
         if wanted != self._down:
             # Kept in the entries too, so that whoever hears of them afresh hears the last verdict.
             for ref in wanted ^ self._down:
@@ -285,6 +294,8 @@ class Session:
     def disconnected(self) -> None:  # one arm a kind of request
         """The connection is gone; what was asked and not answered is asked again next time."""
         self._connected = self.attached = self._attaching = False
+        # The next registry may hear the lease: whoever waits is to wait for its word.
+        self.lease_problem = None
         self._frames.clear()
         self._questions.clear()
         pending, self._pending = self._pending, {}
@@ -425,7 +436,10 @@ class Session:
 
     def _beat(self, now: float) -> None:
         self._last_beat = now
-        self._frames.append(frames.Beat(term=self.term, down=sorted(self._down, key=repr)))
+        # A name that the registry will not take would spoil the beat. Of others that it refused it may hold
+        # what was put before, so it has to hear of those.
+        down = [ref for ref in self._down if not _names_nothing(self._rejected.get(ref))]
+        self._frames.append(frames.Beat(term=self.term, down=sorted(down, key=repr)))
 
     def _ask(self, view: View, *, afresh: bool = False) -> None:
         """Subscribe, saying what is held already unless the whole list is wanted."""
@@ -535,7 +549,7 @@ class Session:
             leaving = tuple(self._withdraw)[:MAX_ENTRIES_PER_FRAME]
             for ref in leaving:
                 del self._withdraw[ref]
-            self._frames.append(frames.Deregister(id=self._id(_Withdrawal(leaving)), entries=list(leaving)))
+            self._ask_out(leaving)
         uids = tuple(uid for uid, told in self._closed.items() if not told)
         if uids:
             self._closed.update(dict.fromkeys(uids, True))
@@ -551,6 +565,15 @@ class Session:
             self._synced_wanted = False
             self._frames.append(frames.Synced(id=self._id(_SyncTold())))
 
+    def _ask_out(self, refs: tuple[EntryRef, ...]) -> None:
+        self._frames.append(frames.Deregister(id=self._id(_Withdrawal(refs)), entries=list(refs)))
+
+    def _taken_out(self, refs: tuple[EntryRef, ...]) -> None:
+        """Tell what is out of the book: not what was put, or dropped again, since that was asked."""
+        leaving = self.leaving
+        gone = tuple(r for r in refs if r not in self.entries and r not in leaving)
+        self._events.append(events.Withdrawn(gone))
+
     def _is_offered(self, ref: EntryRef) -> bool:
         return ref in self._offer or any(
             isinstance(what, _Offer) and ref in what.refs for what in self._pending.values()
@@ -565,7 +588,7 @@ class Session:
                 self._confirmed.update(sure)
                 self._events.append(events.Confirmed(sure))
             case _Withdrawal(refs) if refs:
-                self._events.append(events.Withdrawn(tuple(r for r in refs if r not in self.entries)))
+                self._taken_out(refs)
             case None:
                 self._events.append(events.Answered(frame.id, frame, None))
             case _:
@@ -576,17 +599,10 @@ class Session:
     def _on_refused(self, frame: frames.Refused) -> None:
         problem = from_details(frame.problem)
         match self._pending.pop(frame.id, _Withdrawal(())):
-            case _Offer((ref,)):
-                if ref in self.entries and not self._is_offered(ref):
-                    self._rejected[ref] = problem
-                self._events.append(events.Rejected(ref, problem))
-                self._work()
             case _Offer(refs):
-                # All or nothing: offer each by itself, so that only the bad one stays out.
-                again = [r for r in refs if r in self.entries]
-                self._singly.update(again)
-                self._offer.update(dict.fromkeys(again))
-                self._work()
+                self._on_offer_refused(refs, problem)
+            case _Withdrawal(refs) if refs:
+                self._on_withdrawal_refused(refs)
             case None:
                 self._events.append(events.Answered(frame.id, None, problem))
             case _Question(service):
@@ -601,6 +617,31 @@ class Session:
                 self._events.append(events.LeaseRefused(problem))
             case _:
                 self._events.append(events.Answered(frame.id, None, problem))
+
+    def _on_offer_refused(self, refs: tuple[EntryRef, ...], problem: Problem) -> None:
+        if len(refs) == 1:
+            (ref,) = refs
+            # A newer put is not refused with the older one: it has an answer of its own to come.
+            if ref in self.entries and not self._is_offered(ref):
+                self._rejected[ref] = problem
+                self._events.append(events.Rejected(ref, problem))
+        else:
+            # All or nothing: offer each by itself, so that only the bad one stays out.
+            again = [r for r in refs if r in self.entries]
+            self._singly.update(again)
+            self._offer.update(dict.fromkeys(again))
+        self._work()
+
+    def _on_withdrawal_refused(self, refs: tuple[EntryRef, ...]) -> None:
+        if len(refs) == 1:
+            # The registry cannot read the name, or does not hear the lease any more: it has no such entry.
+            self._taken_out(refs)
+        else:
+            # All or nothing, here too; what has been put again meanwhile stays.
+            for ref in refs:
+                if ref not in self.entries:
+                    self._ask_out((ref,))
+        self._work()
 
     def _list_frame(self, frame: frames.Delta | frames.Snapshot | frames.Current) -> None:
         service = ServiceKey(frame.namespace, frame.group, frame.service)
@@ -632,3 +673,8 @@ class Session:
         # A snapshot is told even when it changes nothing: it ends the wait for the first list.
         if change or threshold != view.protect_threshold or not isinstance(frame, frames.Delta):
             self._events.append(events.ListChanged(service, change, at))
+
+
+def _names_nothing(problem: Problem | None) -> bool:
+    """Say whether an entry was refused for what a beat names it by."""
+    return problem is not None and problem.field.rpartition(".")[2] in {"ip", "port"}

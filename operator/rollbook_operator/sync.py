@@ -17,6 +17,7 @@ import structlog
 
 from rollbook import events
 from rollbook.frames import GonePod
+from rollbook.model import check_made
 from rollbook_operator import annotations as marks
 from rollbook_operator import desired, retry
 from rollbook_operator.complaints import BAD_ANNOTATION, REFUSED
@@ -267,6 +268,9 @@ class Sync:
         if uid in self._gone or (known is not None and version < known.version):
             return
         wanted = desired.desire(pod, zone)
+        for entry in wanted.entries:
+            # Here, where it fails for this pod alone: the book takes all of a batch, or nothing.
+            check_made(entry)
         self._metrics.decisions.labels(wanted.reason).inc()
         if wanted.state is State.GONE:
             self._leave(batch, uid, reconciling=value.reconciling)

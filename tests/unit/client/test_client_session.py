@@ -125,6 +125,106 @@ def test_the_first_wish_on_a_standing_connection_attaches(talk):
     assert register.entries == [an_entry(), an_entry(81)]
 
 
+def test_a_beat_names_nothing_whose_name_the_registry_does_not_take(talk):
+    talk.session.put([an_entry(port, alive=False) for port in (80, 81, 82)])
+    (together,) = talk.connect()
+    taken, held, odd = talk.refuse(together, Problem("bad_value", "no", field="entries[2].ip"))
+    talk.done(taken)
+    # What was put before may be in the book still.
+    talk.refuse(held, Problem("limit_reached", "no"))
+    talk.refuse(odd, Problem("bad_value", "no", field="entries[0].ip"))
+    (beat,) = talk.wait(5.0, step=5.0)[:1]
+    assert beat.down == [a_ref(80), a_ref(81)]
+
+
+def test_what_is_only_equal_to_an_entrys_name_is_sent_as_the_entry_was_put(talk):
+    talk.session.put([an_entry(80)])
+    talk.done(*talk.connect())
+    talk.session.set_down([a_ref(80.0)], talk.now)
+    (beat,) = talk.sent()
+    assert [type(ref.port) for ref in beat.down] == [int]
+    talk.session.drop([a_ref(80.0)])
+    (deregister,) = talk.sent()
+    assert [type(ref.port) for ref in deregister.entries] == [int]
+
+
+def test_of_names_that_are_withdrawn_together_only_those_stay_that_the_registry_refuses(talk):
+    refs = [a_ref(port) for port in (80, 81, 82)]
+    talk.session.put([an_entry(ref.port) for ref in refs])
+    talk.done(*talk.connect())
+    talk.session.drop(refs)
+    (together,) = talk.sent()
+    # What has been put again is not to be taken out behind its new offer.
+    talk.session.put([an_entry(82)])
+    talk.sent()
+    talk.told()
+    good, bad = talk.refuse(together, Problem("bad_value", "entries[1].port is wrong"))
+    assert [good.entries, bad.entries] == [refs[:1], refs[1:2]]
+    talk.done(good)
+    # What the registry cannot read it does not have either.
+    assert talk.refuse(bad, Problem("bad_value", "entries[0].port is wrong")) == []
+    assert talk.told() == [events.Withdrawn((refs[0],)), events.Withdrawn((refs[1],))]
+    assert not talk.session.leaving
+
+
+def test_more_names_than_a_frame_holds_are_withdrawn_though_one_frame_is_refused(talk, monkeypatch):
+    monkeypatch.setattr(session, "MAX_ENTRIES_PER_FRAME", 1)
+    talk.session.put([an_entry(80), an_entry(81)])
+    talk.done(*talk.connect())
+    talk.session.drop([a_ref(80), a_ref(81)])
+    (first,) = talk.sent()
+    (second,) = talk.refuse(first, Problem("bad_value", "entries[0].port is wrong"))
+    assert second.entries == [a_ref(81)]
+
+
+def test_the_acknowledgement_of_an_older_withdrawal_does_not_speak_for_a_newer_one(talk):
+    talk.session.put([an_entry()])
+    talk.done(*talk.connect())
+    talk.session.drop([a_ref()])
+    (first,) = talk.sent()
+    talk.session.put([an_entry()])
+    talk.session.drop([a_ref()])
+    *_, second = talk.sent()
+    talk.told()
+    talk.done(first)
+    assert talk.told() == [events.Withdrawn(())]
+    talk.done(second)
+    assert talk.told() == [events.Withdrawn((a_ref(),))]
+
+
+def test_the_refusal_of_an_older_put_does_not_speak_for_a_newer_one(talk):
+    talk.session.put([an_entry()])
+    (first,) = talk.connect()
+    talk.session.put([an_entry(weight=2.0)])
+    (second,) = talk.sent()
+    talk.refuse(first, CLOSED)
+    assert talk.told() == []
+    assert talk.session.rejection(a_ref()) is None
+    talk.done(second)
+    assert talk.told() == [events.Confirmed((a_ref(),))]
+
+
+def test_what_a_put_says_of_the_application_holds(talk):
+    talk.session.put([an_entry()])
+    talk.done(*talk.connect())
+    talk.session.set_down([a_ref()], talk.now)
+    talk.session.put([an_entry(weight=2.0)])
+    *_, register = talk.sent()
+    assert register.entries[0].alive is True
+    talk.done(register)
+    assert [f.down for f in talk.wait(5.0, step=5.0) if isinstance(f, frames.Beat)] == [[]]
+
+
+def test_a_refusal_of_the_lease_is_that_of_one_connection(talk):
+    talk.session.put([an_entry()])
+    talk.session.connected(0.0)
+    talk.sent()
+    talk.session.received(frames.Refused(id=0, problem=CLOSED.details()), 0.0)
+    assert talk.session.lease_problem is not None
+    talk.session.disconnected()
+    assert talk.session.lease_problem is None
+
+
 def test_a_newer_put_is_what_confirms(talk):
     talk.session.put([an_entry()])
     (first,) = talk.connect()

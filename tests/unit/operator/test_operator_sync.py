@@ -2,15 +2,17 @@
 
 import asyncio
 import copy
+import dataclasses
 import random
 import types
 
+import msgspec
 import pytest
 
 from rollbook.events import Confirmed, Rejected
 from rollbook.kube import KubeError
 from rollbook.problems import Problem
-from rollbook_operator import retry
+from rollbook_operator import desired, retry
 from rollbook_operator.metrics import Metrics
 from rollbook_operator.queue import ConflatingQueue
 from rollbook_operator.sync import REPEAT_FOR, Sync
@@ -102,6 +104,24 @@ async def test_in_one_batch_additions_come_before_removals(rig, pod):
         ("close", ["uid-old"]),
         ("drop", [("uid-old", 8080)]),
     ]
+
+
+async def test_an_entry_that_cannot_be_sent_keeps_only_its_own_pod_out(rig, pod, monkeypatch):
+    desire = desired.desire
+
+    def odd(seen, zone):
+        wanted = desire(seen, zone)
+        if wanted.uid != "uid-odd":
+            return wanted
+        entries = tuple(msgspec.structs.replace(e, port="80") for e in wanted.entries)
+        return dataclasses.replace(wanted, entries=entries)
+
+    monkeypatch.setattr(desired, "desire", odd)
+    rig.sync.seen(at(pod("odd"), 1))
+    rig.sync.seen(at(pod("a"), 2))
+    await rig.sync.settle()
+    assert rig.book.take() == [("put", [("uid-a", 8080)])]
+    assert set(rig.sync.pods) == {"uid-a"}
 
 
 async def test_what_is_seen_late_but_is_older_changes_nothing(rig, pod):

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from registrykit import ORDERS, a_ref, an_entry
+from rollbook import connection
 from rollbook.frames import GonePod
 from rollbook.problems import Problem
 from serverkit import until
@@ -53,8 +54,8 @@ async def test_everybody_has_a_full_grace_period(start):
     first.book.apply(lambda c, now: c.expire(["a"], now + 16.0))
     assert not any(i.healthy for i in first.catalog.service(ORDERS).instances.values())
     await stop(first)
-    second = await start(**BRISK)
     began = asyncio.get_running_loop().time()
+    second = await start(**BRISK)
     assert ports(second) == [1, 2]
     await until(lambda: ports(second) == [])
     assert asyncio.get_running_loop().time() - began >= BRISK["remove_after"] - 0.1
@@ -107,7 +108,9 @@ async def test_a_damaged_snapshot_is_set_aside_and_the_registry_serves(start, tm
     await client.confirmed(a_ref())
 
 
-async def test_subscribers_see_nothing_of_a_restart(start):
+async def test_subscribers_see_nothing_of_a_restart(start, monkeypatch):
+    # They have to be back before what they hold is removed.
+    monkeypatch.setattr(connection, "BACKOFF_MOST", 0.1)
     first = await start()
     where = {"http_port": first.server.http_port, "session_port": first.server.session_port}
     providers = [await first.client() for _ in range(3)]

@@ -106,6 +106,23 @@ async def test_a_list_that_is_refused_after_a_reconnection_stays_and_is_asked_fo
     await until(lambda: refused.problem is None)
 
 
+async def test_a_known_list_that_is_refused_is_raised_to_who_subscribes(start, tmp_path):
+    registry = await start()
+    client = await registry.client()
+    lists = [await soon(client.subscribe(name)) for name in "ab"]
+    await restarted(start, registry, tmp_path / "strict", max_subscriptions=1)
+    await until(lambda: any(s.problem for s in lists))
+    (refused,) = [s for s in lists if s.problem]
+    (followed,) = [s for s in lists if s is not refused]
+    assert (await refusal(client.subscribe(refused.service.name))).code == "limit_reached"
+    assert refused.problem is not None
+    # Whoever has subscribed before goes on having what there is.
+    assert refused.service in client.session.views
+    client.unfollow(followed.service)
+    assert await soon(client.subscribe(refused.service.name)) is refused
+    assert refused.problem is None
+
+
 async def test_a_registration_that_the_registry_refuses_is_raised_and_dropped(start):
     registry = await start(max_instances=1)
     client = await registry.client()
@@ -132,6 +149,7 @@ async def test_a_lease_that_is_refused_fails_all_who_wait(registry):
     for _ in range(2):
         problem = await refusal(old.confirmed(a_ref(1, owner="v"), a_ref(2, owner="w")))
         assert problem.code == "epoch_superseded"
+    assert (await refusal(old.deregister(a_ref(1, owner="v")))).code == "epoch_superseded"
 
 
 class InOrder(random.Random):
@@ -166,6 +184,11 @@ async def test_what_a_register_block_loses_is_offered_again(start, tmp_path, mon
         ({"ip": "10.0.0.256"}, "entries[1].ip"),
         ({"metadata": {"a": 1}}, "entries[1].metadata[...]"),
         ({"weight": -1.0}, "entries[1].weight"),
+        ({"port": 1 << 70}, "entries[1].port"),
+        ({"weight": object()}, "entries[1].weight"),
+        ({"service": "\ud800"}, "entries[1].service"),
+        ({"instance_id": "\ud800"}, "entries[1].instance_id"),
+        ({"metadata": {"a": "\udfff"}}, "entries[1].metadata"),
     ],
 )
 async def test_a_bad_entry_is_refused_without_asking_anybody(nowhere, wrong, field):
@@ -174,10 +197,13 @@ async def test_a_bad_entry_is_refused_without_asking_anybody(nowhere, wrong, fie
         problem = await refusal(stack.enter_async_context(nowhere.register(an_entry(), Entry(**fields))))
     assert (problem.code, problem.field) == ("bad_value", field)
     assert problem.accepted
+    with pytest.raises(Problem) as refused:
+        nowhere.put(an_entry(), Entry(**fields))
+    assert (refused.value.code, refused.value.field) == ("bad_value", field)
     assert not nowhere.session.entries
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b"])
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a\ud800"])
 async def test_a_bad_name_is_refused_without_asking_anybody(nowhere, name):
     for work in (
         nowhere.subscribe(name),
@@ -248,6 +274,21 @@ async def test_a_cancelled_subscription_is_followed_on_for_who_follows_it(nowher
     waiting.cancel()
     await asyncio.wait([waiting])
     assert ORDERS in nowhere.session.views
+
+
+async def test_one_whose_subscription_has_ended_leaves_a_new_one_alone(nowhere):
+    pattern = Pattern(service="o*")
+    named = await parked(nowhere.subscribe("orders"))
+    matching = await parked(nowhere.subscribe_matching("o*"))
+    nowhere.unfollow_matching(pattern)
+    nowhere.unfollow(ORDERS)
+    # Anew, before those whose wait has ended have run.
+    anew = nowhere.follow(ORDERS)
+    nowhere.follow_matching(pattern)
+    for work in (named, matching):
+        assert (await refusal(work)).code == "not_followed"
+    assert nowhere.session.views[ORDERS] is anew.view
+    assert pattern in nowhere.session.patterns
 
 
 async def test_a_cancelled_pattern_is_followed_on_for_others(nowhere):
@@ -396,16 +437,24 @@ async def test_what_is_followed_no_more_ends(registry):
     assert await soon(client.subscribe("orders")) is not subscription
 
 
-async def test_closing_twice_or_while_cancelled_leaves_nothing_running(registry):
+async def test_closing_twice_or_while_cancelled_leaves_nothing_running(registry, monkeypatch):
     before = asyncio.all_tasks()
     client = await Client(registry.address).__aenter__()
     await soon(client.wait_connected())
     client.put(an_entry())
     await soon(client.confirmed(a_ref()))
+    release, asked = client.session.release, asyncio.Event()
+
+    def unsent():
+        # The registry does not answer the release: it is stopped in the middle.
+        id_ = release()
+        client.session.take_frames()
+        asked.set()
+        return id_
+
+    monkeypatch.setattr(client.session, "release", unsent)
     closing = asyncio.create_task(client.aclose(timeout=60.0))
-    # The registry does not answer the release: it is stopped in the middle.
-    client.session.take_frames()
-    await asyncio.sleep(0)
+    await soon(asked.wait())
     closing.cancel()
     await asyncio.wait([closing])
     await client.aclose()
@@ -471,6 +520,47 @@ async def test_an_error_of_its_own_ends_the_client_and_tells_all_who_wait(monkey
     async with client:
         assert (await refusal(client.subscribe("orders"))).code == "client_closed"
     assert "a mistake" in caplog.text
+
+
+async def test_a_connection_that_others_cancel_ends_the_client_and_tells_all_who_wait(nowhere):
+    before = asyncio.all_tasks()
+    waiting = await parked(nowhere.subscribe("orders"))
+    (connecting,) = [task for task in before if task.get_name() == "rollbook-client"]
+    connecting.cancel()
+    assert (await refusal(waiting)).code == "client_closed"
+    assert (await refusal(nowhere.wait_connected())).code == "client_closed"
+
+
+async def test_the_time_to_close_is_a_setting_until_it_is_used(registry, monkeypatch):
+    timeout, asked = asyncio.timeout, []
+
+    def noted(seconds):
+        asked.append(seconds)
+        return timeout(seconds)
+
+    client = await registry.client()
+    await soon(client.wait_connected())
+    monkeypatch.setattr(sdk, "CLOSE_TIMEOUT", 17.25)
+    monkeypatch.setattr(asyncio, "timeout", noted)
+    await client.aclose()
+    assert 17.25 in asked
+
+
+async def test_services_that_are_being_asked_for_as_the_client_closes_are_told_so(registry, monkeypatch):
+    client = await registry.client()
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def get(*_):
+        asked.set()
+        await closed.wait()
+        raise ConnectionError("the client is not running")
+
+    monkeypatch.setattr(client._connection, "get", get)
+    asking = asyncio.create_task(client.services())
+    await soon(asked.wait())
+    await client.aclose()
+    closed.set()
+    assert (await refusal(asking)).code == "client_closed"
 
 
 async def test_what_a_listener_wishes_for_is_told_after_what_is_being_told(registry):

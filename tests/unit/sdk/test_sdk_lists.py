@@ -12,15 +12,16 @@ import msgspec
 import pytest
 
 from registrykit import ORDERS, a_ref, an_entry, key_of
-from rollbook import Client, Problem, directory
+from rollbook import Client, Problem, directory, events
 from rollbook.balance import RoundRobin
 from rollbook.digest import digest, spell
-from rollbook.following import Following
-from rollbook.frames import Delta, Snapshot
+from rollbook.following import Following, Watcher
+from rollbook.frames import Delta, Followed, Snapshot, Vanished
 from rollbook.model import Instance, ServiceCount, ServicePage
 from rollbook.names import instance_key
+from rollbook.patterns import Pattern
 from rollbook.subscription import Subscription
-from rollbook.view import View
+from rollbook.view import Change, View
 from serverkit import until
 
 
@@ -323,3 +324,51 @@ async def test_patterns_and_names_share_their_lists(registry):
     async with client.register(an_entry(1, service="shop-a")):
         shops = await client.subscribe_matching("shop-*")
         assert await client.subscribe("shop-a") is shops.services[key_of("shop-a")]
+
+
+def test_what_comes_and_goes_unseen_costs_a_watcher_nothing():
+    first, last = at(1), at(2)
+    watcher = Watcher([first.key])
+    watcher.look({first.key: first}.get)
+    for port in range(1000, 2000):
+        passing = at(port)
+        watcher.touch(Change([passing], []))
+        watcher.touch(Change([], [passing.key]))
+    watcher.touch(Change([last], [first.key]))
+    assert set(watcher._touched) == {first.key, last.key}
+    assert watcher.look({last.key: last}.get) == ([last], [], [first])
+
+
+async def test_who_follows_a_service_anew_while_its_end_is_told_gets_a_list_that_lives():
+    client = Client("nowhere")
+    matching = client.follow_matching(Pattern(service="o*"))
+    session = client.session
+    session.connected(0.0)
+    (question,) = session.take_frames()
+    instance = at(1)
+    snapshot = Snapshot(
+        service="orders", revision="b.1", digest=spell(digest([instance])), settled=True, instances=[instance]
+    )
+    anew = []
+
+    def follow_anew(event):
+        if isinstance(event, events.ListChanged) and event.change.drop:
+            anew.append(client.follow(ORDERS))
+
+    client.listen(follow_anew)
+
+    def receive(frame):
+        session.received(frame, 0.0)
+        client.refresh(ORDERS)  # tells what has happened
+
+    receive(Followed(id=question.id, services=[("DEFAULT_GROUP", "orders")]))
+    receive(snapshot)
+    (old,) = matching.services.values()
+    receive(Vanished(namespace="public", group="DEFAULT_GROUP", service="orders"))
+    receive(snapshot)
+    (new,) = anew
+    assert new.pick() == instance
+    assert matching.services == {ORDERS: new}
+    with pytest.raises(Problem) as refused:
+        old.pick()
+    assert refused.value.code == "not_followed"

@@ -160,7 +160,7 @@ async def run(registry, body):
     indented = textwrap.indent(textwrap.dedent(body), " " * 12).strip()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PROGRAM.format(body=indented), registry.address,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert await soon(process.stdout.readline()) == b"registered\n"
     return process
@@ -196,6 +196,8 @@ async def test_however_a_program_leaves_the_block_its_entries_leave_the_book(tmp
         orders = await soon(other.subscribe("orders"))
         process = await run(registry, body)
         await soon(orders.wait_for(lambda instances: len(instances) == 1))
+        # What reads it goes on now, and not before its entry has been seen.
+        process.stdin.close()
         if number is not None:
             assert await soon(process.stdout.readline()) == b"ready\n"
             process.send_signal(number)
