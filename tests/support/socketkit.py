@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import struct
 
+UPGRADE = (
+    b"GET /session HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: rollbook.v1.json\r\n\r\n"
+)
+
 
 def said(opcode, payload, *, final=True, reserved=0):
     """A client's frame, masked with zeros, so that it is readable here."""

@@ -90,6 +90,8 @@ class Sessions:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._open: dict[Line, None] = {}
+        self._stopping = ""
+        """Why nobody is let in any more."""
         self._look = min(1.0, book.settings.ack_timeout / 4, book.settings.idle_timeout / 4)
         """Seconds between looks at those who may be late, or silent."""
         self._wheel: Wheel[Line] = Wheel(time.monotonic(), tick=self._look)
@@ -107,7 +109,7 @@ class Sessions:
                 answers=(Answer(status=101, about="The WebSocket stands; docs/api.md has its frames."),),
                 writes=True,
                 open_query=True,
-                problems=("bad_value",),
+                problems=("bad_value", "not_ready"),
             )
         ]
 
@@ -115,6 +117,8 @@ class Sessions:
         """Take up a session: a WebSocket of the subprotocol `rollbook.v1.msgpack` or `rollbook.v1.json`."""
         who = await identity(request)
         policy.may_open_session(who)
+        if self._stopping:
+            raise Problem("not_ready", f"{self._stopping}; go elsewhere, or come again")
         limit = self._book.settings.max_sessions
         if len(self._open) >= limit:
             raise Problem(
@@ -142,6 +146,9 @@ class Sessions:
         line = Line(self._book, socket, who, over=self._over)
         self._open[line] = None
         self._watch(line)
+        if self._stopping:
+            # It was let in before, but its handshake was answered too late for the goodbye.
+            line.abort()
         return line
 
     def _over(self, line: Line) -> None:
@@ -218,12 +225,19 @@ class Sessions:
             asyncio.get_running_loop().call_soon(self._tell, frame, lines)
 
     async def goodbye(self, reason: str) -> None:
-        """Ask everybody to go elsewhere, and close."""
+        """Ask everybody to go elsewhere, close, and let nobody in any more."""
+        self._stopping = reason
         parting = {line.goodbye(reason): line for line in list(self._open)}
         if parting:
             _, late = await asyncio.wait(parting, timeout=GOODBYE_PATIENCE)
             for future in late:
                 parting[future].abort()
+
+    async def close(self) -> None:
+        """End whatever is still open, once nothing new can come."""
+        parting = [line.abort() for line in list(self._open)]
+        if parting:
+            await asyncio.wait(parting)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -283,9 +297,10 @@ class Line(Subscriber):
         self._socket.close(WSCloseCode.GOING_AWAY, reason)
         return self._socket.parted()
 
-    def abort(self) -> None:
-        """End the connection without another word."""
+    def abort(self) -> asyncio.Future[None]:
+        """End the connection without another word; the future is done when it has gone."""
         self._socket.abort()
+        return self._socket.parted()
 
     # --- for the outlet, and the session ---------------------------------------------------------------
 

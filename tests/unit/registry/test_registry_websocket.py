@@ -14,13 +14,8 @@ from rollbook import frames
 from rollbook_registry.connections import websocket
 from rollbook_registry.connections.websocket import BINARY, SLICE, TEXT, WebSocket, frame
 from serverkit import until
-from socketkit import Connection, Transport, said
+from socketkit import UPGRADE, Connection, Transport, said
 
-UPGRADE = (
-    b"GET /session HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-    b"Sec-WebSocket-Protocol: rollbook.v1.json\r\n\r\n"
-)
 CLOSE, PING, PONG, CONTINUATION = 0x8, 0x9, 0xA, 0x0
 
 
