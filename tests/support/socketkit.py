@@ -50,7 +50,13 @@ class Transport:
         assert not self.reading
         self.reading = True
 
+    def is_reading(self):
+        return self.reading
+
     def close(self):
+        self.closed = True
+
+    def abort(self):
         self.closed = True
 
 

@@ -167,7 +167,11 @@ class Sessions:
         """Look after those who are silent or do not acknowledge, until cancelled."""
         while True:
             await asyncio.sleep(self._look)
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Nobody else looks after them.
+                log.exception("look_failed")
 
     def look(self) -> None:
         """Close the sessions that are silent, not let in any longer, or do not acknowledge.
@@ -227,7 +231,13 @@ class Sessions:
     async def goodbye(self, reason: str) -> None:
         """Ask everybody to go elsewhere, close, and let nobody in any more."""
         self._stopping = reason
-        parting = {line.goodbye(reason): line for line in list(self._open)}
+        parting = {}
+        for line in list(self._open):
+            try:
+                parting[line.goodbye(reason)] = line
+            except Exception:
+                # The others are to hear of it all the same.
+                line.fail()
         if parting:
             _, late = await asyncio.wait(parting, timeout=GOODBYE_PATIENCE)
             for future in late:
@@ -305,14 +315,23 @@ class Line(Subscriber):
     # --- for the outlet, and the session ---------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        """Carry a frame to the client."""
-        self._socket.send(data)
+        """Carry a frame to the client; if that fails, it is this client alone that pays for it."""
+        try:
+            self._socket.send(data)
+        except Exception:
+            self.fail()
+
+    def fail(self) -> None:
+        """Give up a client, for the exception that is being handled."""
+        log.exception("session_failed", who=self.session.who.name, lease=self.session.lease)
+        self.blocked = True
+        self._socket.abort()
 
     def answer(self, frame: frames.Answer) -> None:
         """Have a frame sent, now or before anything else."""
         data = self.spelling.encode(frame)
         if not self.blocked:
-            self._socket.send(data)
+            self.send(data)
             return
         self._unsent.append(data)
         if len(self._unsent) > MAX_ANSWERS:
