@@ -48,6 +48,9 @@ log = structlog.get_logger("rollbook.session")
 MAX_ANSWERS: Final = 1000
 """Answers that may wait for a client that asks without reading; then its requests are read no more."""
 
+MAX_UNSENT_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of answers that may wait for a client that asks without reading; then its session ends."""
+
 PER_TURN: Final = 256
 """Subscribers that are told before whatever else came has its turn, in a few milliseconds."""
 
@@ -61,6 +64,7 @@ class Closing(enum.IntEnum):
     TOKEN_EXPIRED = 4001
     IDLE = 4002
     NOT_ACKNOWLEDGING = 4003
+    NOT_READING = 4004
 
 
 class Dialect:
@@ -235,9 +239,8 @@ class Sessions:
         for line in list(self._open):
             try:
                 parting[line.goodbye(reason)] = line
-            except Exception:
-                # The others are to hear of it all the same.
-                line.fail()
+            except Exception as error:  # noqa: BLE001  # it is logged, and the others are to hear of it
+                line.fail(error)
         if parting:
             _, late = await asyncio.wait(parting, timeout=GOODBYE_PATIENCE)
             for future in late:
@@ -267,7 +270,7 @@ class Line(Subscriber):
         suspect: when it had been heard of last when it seemed to be silent.
     """
 
-    __slots__ = ("_book", "_over", "_socket", "_unsent", "expires", "session", "suspect")
+    __slots__ = ("_book", "_over", "_socket", "_unsent", "_unsent_bytes", "expires", "session", "suspect")
 
     def __init__(self, book: Book, socket: WebSocket, who: Identity, *, over: Callable[[Line], None]) -> None:
         dialect = DIALECTS[socket.subprotocol]
@@ -279,6 +282,7 @@ class Line(Subscriber):
         self._socket = socket
         self._over = over
         self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self.expires = who.expires or math.inf
         self.suspect = -math.inf
         self.session = Session(book, who, codec=dialect.codec, subscriber=self, outward=self)
@@ -318,12 +322,12 @@ class Line(Subscriber):
         """Carry a frame to the client; if that fails, it is this client alone that pays for it."""
         try:
             self._socket.send(data)
-        except Exception:
-            self.fail()
+        except Exception as error:  # noqa: BLE001  # it is logged, and others are told behind this one
+            self.fail(error)
 
-    def fail(self) -> None:
-        """Give up a client, for the exception that is being handled."""
-        log.exception("session_failed", who=self.session.who.name, lease=self.session.lease)
+    def fail(self, error: Exception) -> None:
+        """Give up a client for what went wrong with it."""
+        log.error("session_failed", who=self.session.who.name, lease=self.session.lease, exc_info=error)
         self.blocked = True
         self._socket.abort()
 
@@ -333,8 +337,18 @@ class Line(Subscriber):
         if not self.blocked:
             self.send(data)
             return
+        if self._socket.deaf:
+            return
         self._unsent.append(data)
-        if len(self._unsent) > MAX_ANSWERS:
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes > MAX_UNSENT_BYTES:
+            self._unsent.clear()
+            self._socket.deaf = True
+            # Not at once: whoever answers is not done with the session yet.
+            asyncio.get_running_loop().call_soon(
+                self.end, Closing.NOT_READING, f"more than {MAX_UNSENT_BYTES >> 20} MiB of answers not read"
+            )
+        elif len(self._unsent) > MAX_ANSWERS:
             self._socket.hold()
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
@@ -356,7 +370,7 @@ class Line(Subscriber):
         """It has taken it: it gets the answers that wait, and then what has changed."""
         self.blocked = False
         if self._unsent:
-            unsent, self._unsent = self._unsent, []
+            unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
             self._socket.send(b"".join(unsent))
         self._socket.go_on()
         self._book.outlet.unblocked(self)

@@ -102,7 +102,7 @@ class _Sink(WebSocketDataQueue):
         """Take a message."""
         kind = data[0]
         if kind is _IS_BINARY or kind is _IS_TEXT:
-            if self._socket.open:
+            if self._socket.open and not self._socket.deaf:
                 self._heard(data[1])
         else:
             self._socket.controlled(kind, data[1])
@@ -122,6 +122,7 @@ class WebSocket(asyncio.Protocol):
         subprotocol: that was agreed upon.
         open: whether it can be sent to.
         blocked: whether it should not be, because the client does not take it.
+        deaf: whether messages are thrown away; the listener sets it when it is about to close.
         heard_at: when it was last heard of, by the monotonic clock.
     """
 
@@ -137,6 +138,7 @@ class WebSocket(asyncio.Protocol):
         "_rest",
         "_transport",
         "blocked",
+        "deaf",
         "heard_at",
         "open",
         "subprotocol",
@@ -156,6 +158,7 @@ class WebSocket(asyncio.Protocol):
         self._pong: bytes | None = None
         self.subprotocol = subprotocol
         self.open = True
+        self.deaf = False
         self.blocked = connection.writing_paused
         self.heard_at = time.monotonic()
         self._lost: asyncio.Future[None] | None = None

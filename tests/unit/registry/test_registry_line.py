@@ -192,3 +192,28 @@ async def test_a_look_that_fails_is_not_the_last(desk, monkeypatch):
     running = asyncio.create_task(desk.sessions.run())
     await asyncio.wait_for(looked.wait(), 10)
     running.cancel()
+
+
+async def test_who_asks_for_more_than_it_reads_is_ended_and_says_nothing_more(desk, monkeypatch):
+    monkeypatch.setattr(sessions, "MAX_UNSENT_BYTES", 10_000)
+    end, provider = End(desk), End(desk)
+    provider.say(frames.Attach(lease="a"))
+    for n in range(10):
+        provider.say(frames.Register(id=n, entries=[an_entry(service=f"service-{n}" + "x" * 100)]))
+    end.socket.pause_writing()
+    handled = []
+    take = end.socket._listener.session._handle
+    monkeypatch.setattr(
+        type(end.socket._listener.session), "_handle", lambda _, frame: (handled.append(frame), take(frame))
+    )
+    # Each is answered with more than a thousand bytes.
+    end.say(*(frames.Follow(id=n, pattern="*") for n in range(100)))
+    assert len(handled) < 10
+    await turn()
+    await turn()
+    assert len(desk.sessions) == 1, "the provider's"
+    assert int.from_bytes(end.transport.written[2:4]) == sessions.Closing.NOT_READING
+    assert len(end.transport.written) < 200
+    end.socket.resume_writing()
+    end.say(frames.Ping())
+    assert len(handled) < 10
