@@ -43,15 +43,11 @@ class Transport:
         self.protocol = protocol
 
     def pause_reading(self):
-        assert self.reading
         self.reading = False
 
     def resume_reading(self):
         assert not self.reading
         self.reading = True
-
-    def is_reading(self):
-        return self.reading
 
     def close(self):
         self.closed = True
@@ -65,8 +61,9 @@ class Connection:
 
     writing_paused = False
 
-    def __init__(self, read_already=b""):
+    def __init__(self, read_already=b"", transport=None):
         self.told = []
+        self.transport = transport
         self._read_already = read_already
 
     def keep_alive(self, val):
@@ -75,6 +72,9 @@ class Connection:
     def set_parser(self, parser):
         if self._read_already:
             parser.feed_data(self._read_already)
+        # It stopped reading when it had read enough for now.
+        if self.transport is not None and not self.transport.reading:
+            self.transport.resume_reading()
 
     def __getattr__(self, name):
         return lambda *_: self.told.append(name)
