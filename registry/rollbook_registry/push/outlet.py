@@ -290,9 +290,11 @@ class Outlet:
         service = self._service(key)
         actual, current = (service.digest, service.number) if service else (0, 0)
         held = self.number(revision) if revision else None
+        # Whatever was on its way is superseded, and so is its age.
+        self._unacknowledged.pop(subscription, None)
+        subscription.changed_at = subscription.pending_at = None
         if digest and digest == spell(actual):
             subscription.sent = subscription.acked = current
-            self._unacknowledged.pop(subscription, None)
             self._settle(subscriber, key)
             self._pass(subscription, current)
         else:

@@ -734,3 +734,45 @@ def test_who_follows_a_pattern_again_is_told_what_it_follows_without_a_search(de
     assert (sorted(again[0]), again[1]) == first
     desk.enter(an_entry(service="late"))
     assert sorted(desk.outlet.follow(live, pattern, {})[0]) == sorted([*first[0], key_of("late")])
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_who_subscribes_again_is_not_late_with_what_that_superseded(desk, behind):
+    live = Live(desk, ORDERS)
+    desk.outlet.flush(1000)
+    live.ack()
+    held = live.take()[0]
+    desk.now = 10.0
+    desk.enter(an_entry(81))
+    desk.outlet.flush(1000)
+    desk.now = 15.0
+    desk.enter(an_entry(82))
+    desk.now = 19.0
+    offer = {"revision": held.revision, "digest": held.digest} if behind else {"revision": "", "digest": ""}
+    desk.outlet.subscribe(live, ORDERS, **offer)
+    assert list(desk.outlet.unacknowledged(0.0)) == [], "it has nothing to acknowledge"
+    desk.now = 20.0
+    desk.outlet.flush(1000)
+    assert [since for *_, since in desk.outlet.unacknowledged(0.0)] == [20.0]
+    desk.now = 21.0
+    pushed = len(desk.pushed)
+    live.ack()
+    # What it was sent is an answer to it, or what changed last.
+    assert all(took <= 6.0 for took in desk.pushed[pushed:])
+
+
+def test_who_turns_out_to_hold_the_list_is_not_timed_by_what_went_before(desk):
+    live = Live(desk, ORDERS)
+    desk.outlet.flush(1000)
+    live.ack()
+    desk.now = 10.0
+    desk.enter(an_entry(81))
+    desk.outlet.flush(1000)
+    held = spell(desk.ledger.catalog.service(ORDERS).digest)
+    desk.outlet.subscribe(live, ORDERS, revision=desk.revision(), digest=held)
+    desk.now = 100.0
+    desk.enter(an_entry(82))
+    desk.outlet.flush(1000)
+    desk.now = 101.0
+    live.ack()
+    assert desk.pushed == [1.0]
