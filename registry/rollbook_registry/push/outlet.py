@@ -332,11 +332,6 @@ class Outlet:
             subscriber.patterns = (*subscriber.patterns, pattern)
             self._patterns.setdefault(pattern.namespace, {}).setdefault(pattern, {})[subscriber] = None
             self.patterns += 1
-        elif not held and not subscriber.crowded:
-            # It follows all of them already, and whoever asks again and again need not have them looked for.
-            return [
-                key for key in subscriber.subscriptions if pattern.matches(key) and self._there(key)
-            ], None
         there = self._matching(pattern)
         omitted = 0
         for key in dict.fromkeys((*held, *there)):
@@ -353,10 +348,6 @@ class Outlet:
     def _matching(self, pattern: Pattern) -> list[ServiceKey]:
         # A service that nobody has entered yet, but only laid settings down for, has no list to follow.
         return sorted(s.key for s in self._services(pattern.namespace) if s.number and pattern.matches(s.key))
-
-    def _there(self, key: ServiceKey) -> bool:
-        service = self._service(key)
-        return service is not None and bool(service.number)
 
     def _fill(self, subscriber: Subscriber) -> None:
         """Have a session follow what it had no room for, as far as it has now."""

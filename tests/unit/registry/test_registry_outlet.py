@@ -724,18 +724,6 @@ def test_a_flush_looks_at_so_many_even_if_there_is_nothing_to_tell(desk):
     assert [each.take() for each in live] == [[]] * 10
 
 
-def test_who_follows_a_pattern_again_is_told_what_it_follows_without_a_search(desk, monkeypatch):
-    live = Live(desk, key_of("named-not-there"))
-    desk.enter(an_entry(service="named"), an_entry(service="other"))
-    pattern = Pattern("public", "DEFAULT_GROUP", "*")
-    first = desk.outlet.follow(live, pattern, {})
-    monkeypatch.setattr(desk.outlet, "_services", None)
-    again = desk.outlet.follow(live, pattern, {})
-    assert (sorted(again[0]), again[1]) == first
-    desk.enter(an_entry(service="late"))
-    assert sorted(desk.outlet.follow(live, pattern, {})[0]) == sorted([*first[0], key_of("late")])
-
-
 @pytest.mark.parametrize("behind", [True, False])
 def test_who_subscribes_again_is_not_late_with_what_that_superseded(desk, behind):
     live = Live(desk, ORDERS)
