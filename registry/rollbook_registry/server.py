@@ -113,6 +113,8 @@ class Server:
         everything = self.application = self._application(verifier)
         routes = self.routes()
         everything.add_routes(route.definition() for route in routes)
+        # Whatever stands when the doors are shut; they are opened, and so shut, after this.
+        self._stack.push_async_callback(self.sessions.close)
         sessions = self._application(verifier)
         sessions.add_routes(route.definition() for route in self.sessions.routes())
         self.session_port = await self._serve(sessions, Door.SESSION, settings.session_port)

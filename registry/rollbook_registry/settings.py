@@ -206,7 +206,8 @@ class RegistrySettings:
         minimum=1,
         maximum=1_000_000,
         formula="One for each sidecar and each process with the SDK, those of a replica that fails included.",
-        danger="A session costs about 30 KiB of memory; a client without one has no way into the book.",
+        danger="A session costs about 11 KiB of memory, with an instance and three "
+        "subscriptions; a client without one has no way into the book.",
     )
     max_connections_per_address: int = setting(
         0,

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import struct
 
+UPGRADE = (
+    b"GET /session HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: rollbook.v1.json\r\n\r\n"
+)
+
 
 def said(opcode, payload, *, final=True, reserved=0):
     """A client's frame, masked with zeros, so that it is readable here."""
@@ -37,7 +43,6 @@ class Transport:
         self.protocol = protocol
 
     def pause_reading(self):
-        assert self.reading
         self.reading = False
 
     def resume_reading(self):
@@ -47,14 +52,18 @@ class Transport:
     def close(self):
         self.closed = True
 
+    def abort(self):
+        self.closed = True
+
 
 class Connection:
     """What aiohttp's side is told."""
 
     writing_paused = False
 
-    def __init__(self, read_already=b""):
+    def __init__(self, read_already=b"", transport=None):
         self.told = []
+        self.transport = transport
         self._read_already = read_already
 
     def keep_alive(self, val):
@@ -63,6 +72,9 @@ class Connection:
     def set_parser(self, parser):
         if self._read_already:
             parser.feed_data(self._read_already)
+        # It stopped reading when it had read enough for now.
+        if self.transport is not None and not self.transport.reading:
+            self.transport.resume_reading()
 
     def __getattr__(self, name):
         return lambda *_: self.told.append(name)

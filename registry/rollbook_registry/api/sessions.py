@@ -48,6 +48,9 @@ log = structlog.get_logger("rollbook.session")
 MAX_ANSWERS: Final = 1000
 """Answers that may wait for a client that asks without reading; then its requests are read no more."""
 
+MAX_UNSENT_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of answers that may wait for a client that asks without reading; then its session ends."""
+
 PER_TURN: Final = 256
 """Subscribers that are told before whatever else came has its turn, in a few milliseconds."""
 
@@ -61,6 +64,7 @@ class Closing(enum.IntEnum):
     TOKEN_EXPIRED = 4001
     IDLE = 4002
     NOT_ACKNOWLEDGING = 4003
+    NOT_READING = 4004
 
 
 class Dialect:
@@ -90,6 +94,8 @@ class Sessions:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._open: dict[Line, None] = {}
+        self._stopping = ""
+        """Why nobody is let in any more."""
         self._look = min(1.0, book.settings.ack_timeout / 4, book.settings.idle_timeout / 4)
         """Seconds between looks at those who may be late, or silent."""
         self._wheel: Wheel[Line] = Wheel(time.monotonic(), tick=self._look)
@@ -107,7 +113,7 @@ class Sessions:
                 answers=(Answer(status=101, about="The WebSocket stands; docs/api.md has its frames."),),
                 writes=True,
                 open_query=True,
-                problems=("bad_value",),
+                problems=("bad_value", "not_ready"),
             )
         ]
 
@@ -115,6 +121,8 @@ class Sessions:
         """Take up a session: a WebSocket of the subprotocol `rollbook.v1.msgpack` or `rollbook.v1.json`."""
         who = await identity(request)
         policy.may_open_session(who)
+        if self._stopping:
+            raise Problem("not_ready", f"{self._stopping}; go elsewhere, or come again")
         limit = self._book.settings.max_sessions
         if len(self._open) >= limit:
             raise Problem(
@@ -142,6 +150,9 @@ class Sessions:
         line = Line(self._book, socket, who, over=self._over)
         self._open[line] = None
         self._watch(line)
+        if self._stopping:
+            # It was let in before, but its handshake was answered too late for the goodbye.
+            line.abort()
         return line
 
     def _over(self, line: Line) -> None:
@@ -160,7 +171,11 @@ class Sessions:
         """Look after those who are silent or do not acknowledge, until cancelled."""
         while True:
             await asyncio.sleep(self._look)
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Nobody else looks after them.
+                log.exception("look_failed")
 
     def look(self) -> None:
         """Close the sessions that are silent, not let in any longer, or do not acknowledge.
@@ -218,12 +233,24 @@ class Sessions:
             asyncio.get_running_loop().call_soon(self._tell, frame, lines)
 
     async def goodbye(self, reason: str) -> None:
-        """Ask everybody to go elsewhere, and close."""
-        parting = {line.goodbye(reason): line for line in list(self._open)}
+        """Ask everybody to go elsewhere, close, and let nobody in any more."""
+        self._stopping = reason
+        parting = {}
+        for line in list(self._open):
+            try:
+                parting[line.goodbye(reason)] = line
+            except Exception as error:  # noqa: BLE001  # it is logged, and the others are to hear of it
+                line.fail(error)
         if parting:
             _, late = await asyncio.wait(parting, timeout=GOODBYE_PATIENCE)
             for future in late:
                 parting[future].abort()
+
+    async def close(self) -> None:
+        """End whatever is still open, once nothing new can come."""
+        parting = [line.abort() for line in list(self._open)]
+        if parting:
+            await asyncio.wait(parting)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -243,7 +270,7 @@ class Line(Subscriber):
         suspect: when it had been heard of last when it seemed to be silent.
     """
 
-    __slots__ = ("_book", "_over", "_socket", "_unsent", "expires", "session", "suspect")
+    __slots__ = ("_book", "_over", "_socket", "_unsent", "_unsent_bytes", "expires", "session", "suspect")
 
     def __init__(self, book: Book, socket: WebSocket, who: Identity, *, over: Callable[[Line], None]) -> None:
         dialect = DIALECTS[socket.subprotocol]
@@ -255,6 +282,7 @@ class Line(Subscriber):
         self._socket = socket
         self._over = over
         self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self.expires = who.expires or math.inf
         self.suspect = -math.inf
         self.session = Session(book, who, codec=dialect.codec, subscriber=self, outward=self)
@@ -283,24 +311,44 @@ class Line(Subscriber):
         self._socket.close(WSCloseCode.GOING_AWAY, reason)
         return self._socket.parted()
 
-    def abort(self) -> None:
-        """End the connection without another word."""
+    def abort(self) -> asyncio.Future[None]:
+        """End the connection without another word; the future is done when it has gone."""
         self._socket.abort()
+        return self._socket.parted()
 
     # --- for the outlet, and the session ---------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        """Carry a frame to the client."""
-        self._socket.send(data)
+        """Carry a frame to the client; if that fails, it is this client alone that pays for it."""
+        try:
+            self._socket.send(data)
+        except Exception as error:  # noqa: BLE001  # it is logged, and others are told behind this one
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Give up a client for what went wrong with it."""
+        log.error("session_failed", who=self.session.who.name, lease=self.session.lease, exc_info=error)
+        self.blocked = True
+        self._socket.abort()
 
     def answer(self, frame: frames.Answer) -> None:
         """Have a frame sent, now or before anything else."""
         data = self.spelling.encode(frame)
         if not self.blocked:
-            self._socket.send(data)
+            self.send(data)
+            return
+        if self._socket.deaf:
             return
         self._unsent.append(data)
-        if len(self._unsent) > MAX_ANSWERS:
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes > MAX_UNSENT_BYTES:
+            self._unsent.clear()
+            self._socket.deaf = True
+            # Not at once: whoever answers is not done with the session yet.
+            asyncio.get_running_loop().call_soon(
+                self.end, Closing.NOT_READING, f"more than {MAX_UNSENT_BYTES >> 20} MiB of answers not read"
+            )
+        elif len(self._unsent) > MAX_ANSWERS:
             self._socket.hold()
 
     def later(self, seconds: float, call: Callable[[], None]) -> Timer:
@@ -322,7 +370,7 @@ class Line(Subscriber):
         """It has taken it: it gets the answers that wait, and then what has changed."""
         self.blocked = False
         if self._unsent:
-            unsent, self._unsent = self._unsent, []
+            unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
             self._socket.send(b"".join(unsent))
         self._socket.go_on()
         self._book.outlet.unblocked(self)

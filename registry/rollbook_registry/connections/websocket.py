@@ -12,16 +12,16 @@ watch as for any other.
 
 What is used of aiohttp beyond its documentation is all in this module, and tests notice if it changes:
 :meth:`WebSocketResponse._post_start`, where the response would install its queue; of its protocol
-``set_parser``, for what came right behind the handshake, and ``transport``, which it closes when a handler
-has ended, if it has one; and the parser, a ``WebSocketReader`` that feeds a ``WebSocketDataQueue`` and tells
-it what it could not parse.
+``set_parser``, for what came right behind the handshake (it then reads on, if it had paused), and
+``transport``, which it closes when a handler has ended, if it has one; and the parser, a ``WebSocketReader``
+that feeds a ``WebSocketDataQueue`` and tells it what it could not parse.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import structlog
 from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
@@ -102,7 +102,7 @@ class _Sink(WebSocketDataQueue):
         """Take a message."""
         kind = data[0]
         if kind is _IS_BINARY or kind is _IS_TEXT:
-            if self._socket.open:
+            if self._socket.open and not self._socket.deaf:
                 self._heard(data[1])
         else:
             self._socket.controlled(kind, data[1])
@@ -115,6 +115,23 @@ class _Sink(WebSocketDataQueue):
         """The connection has ended; who is told by asyncio need not be told again."""
 
 
+class _Early:
+    """What aiohttp takes for its parser: what came right behind the handshake is taken as all that comes."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Take what aiohttp has read."""
+        self._socket.data_received(data)
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """The connection has ended; the socket is told by asyncio."""
+
+
 class WebSocket(asyncio.Protocol):
     """One client's end, once the handshake is done.
 
@@ -122,6 +139,7 @@ class WebSocket(asyncio.Protocol):
         subprotocol: that was agreed upon.
         open: whether it can be sent to.
         blocked: whether it should not be, because the client does not take it.
+        deaf: whether messages are thrown away; the listener sets it when it is about to close.
         heard_at: when it was last heard of, by the monotonic clock.
     """
 
@@ -137,6 +155,7 @@ class WebSocket(asyncio.Protocol):
         "_rest",
         "_transport",
         "blocked",
+        "deaf",
         "heard_at",
         "open",
         "subprotocol",
@@ -156,6 +175,7 @@ class WebSocket(asyncio.Protocol):
         self._pong: bytes | None = None
         self.subprotocol = subprotocol
         self.open = True
+        self.deaf = False
         self.blocked = connection.writing_paused
         self.heard_at = time.monotonic()
         self._lost: asyncio.Future[None] | None = None
@@ -168,9 +188,11 @@ class WebSocket(asyncio.Protocol):
         self._transport.set_protocol(self)
         if self._connection is not None:
             self._connection.keep_alive(val=False)
-            # It hands over what it has read already.
-            self._connection.set_parser(self._reader)
+            # It hands over what it has read already, and reads on if it had stopped.
+            self._connection.set_parser(cast("WebSocketReader", _Early(self)))
             self._connection.transport = None
+            if not self._reading and not self._transport.is_closing():
+                self._transport.pause_reading()
 
     # --- what is sent ----------------------------------------------------------------------------------
 
@@ -216,7 +238,10 @@ class WebSocket(asyncio.Protocol):
     # --- what comes ------------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Read no more, until :meth:`go_on`; what has been read already is heard for a slice at most."""
+        """Read no more, until :meth:`go_on`; what has been read already is heard for a slice at most.
+
+        So is what came right behind the handshake.
+        """
         self._held = True
         if self._reading and not self._transport.is_closing():
             self._reading = False

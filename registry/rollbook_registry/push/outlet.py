@@ -290,9 +290,11 @@ class Outlet:
         service = self._service(key)
         actual, current = (service.digest, service.number) if service else (0, 0)
         held = self.number(revision) if revision else None
+        # Whatever was on its way is superseded, and so is its age.
+        self._unacknowledged.pop(subscription, None)
+        subscription.changed_at = subscription.pending_at = None
         if digest and digest == spell(actual):
             subscription.sent = subscription.acked = current
-            self._unacknowledged.pop(subscription, None)
             self._settle(subscriber, key)
             self._pass(subscription, current)
         else:
@@ -552,50 +554,69 @@ class Outlet:
     # --- telling ---------------------------------------------------------------------------------------
 
     def flush(self, most: int) -> None:
-        """Tell what is due: news to at most so many, then changes to at most so many.
+        """Tell what is due: at most so many pieces of news, then changes to at most so many.
 
-        If that was not all, :attr:`wake` is called again.
+        If that was not all, :attr:`wake` is called again; so it is if one of them fails, and the next time
+        goes on behind it.
         """
         self._due = False
+        try:
+            self._flush_news(most)
+            self._flush_changes(most)
+        finally:
+            if self._ready or self._walk or self._changed:
+                self._wake()
+
+    def _flush_news(self, most: int) -> None:
         left = most
         while left > 0 and self._ready:
             subscriber = next(iter(self._ready))
             del self._ready[subscriber]
-            for data in () if subscriber.blocked else islice(self.take(subscriber), left):
-                subscriber.send(data)
-                left -= 1
-                if subscriber.blocked:
-                    break
-            # Who has more than fits into this turn goes on behind the others.
-            if subscriber in self._news and not subscriber.blocked:
-                self._ready[subscriber] = None
+            pieces = 0
+            try:
+                while pieces < left and not subscriber.blocked and subscriber in self._news:
+                    pieces += 1
+                    data = self._next_news(subscriber)
+                    if data is not None:
+                        subscriber.send(data)
+            finally:
+                # Who has more than fits into this turn goes on behind the others.
+                if subscriber in self._news and not subscriber.blocked:
+                    self._ready[subscriber] = None
+            # Looking costs, too, though there be nothing to tell.
+            left -= max(pieces, 1)
+
+    def _flush_changes(self, most: int) -> None:
         left = most
-        while left > 0 and (walk := self._walk or self._next_walk()) is not None:
-            part = list(islice(walk.followers, left))
-            self._tell(walk.topic, walk.at, part)
-            self._walk = walk if len(part) == left else None
-            left -= len(part)
-        if self._ready or self._walk or self._changed:
-            self._wake()
+        while left > 0 and (walk := self._next_walk()) is not None:
+            told = self._tell(walk.topic, walk.at, islice(walk.followers, left))
+            if told < left:
+                self._walk = None
+            left -= told
 
     def _next_walk(self) -> _Walk | None:
-        topic = next(iter(self._changed), None)
-        if topic is None:
-            return None
-        return _Walk(topic, self._changed.pop(topic), iter(list(topic.followers)))
+        """Return the walk that is under way, or begin the next."""
+        if self._walk is None and self._changed:
+            topic = next(iter(self._changed))
+            self._walk = _Walk(topic, self._changed.pop(topic), iter(list(topic.followers)))
+        return self._walk
 
-    def _tell(self, topic: _Topic, at: float, followers: Iterable[_Subscription]) -> None:
+    def _tell(self, topic: _Topic, at: float, followers: Iterable[_Subscription]) -> int:
         """Tell some of those who follow a service of a change, or note that they are to be told.
 
         Args:
             topic: the service.
             at: when the change was made.
             followers: of whom some may have left meanwhile, or know it already.
+
+        Returns:
+            How many that were.
         """
         service = self._service(topic.key)
         number = service.number if service else 0
-        conflated = 0
+        conflated = told = 0
         for subscription in followers:
+            told += 1
             if subscription.left or subscription.sent == number:
                 continue
             if subscription.sent != subscription.acked:
@@ -614,24 +635,28 @@ class Outlet:
                 subscriber.send(self._advance(subscription, service, number))
         if conflated:
             self._conflated(conflated)
+        return told
 
     def take(self, subscriber: Subscriber) -> Iterator[bytes]:
         """Yield the frames with the news of a subscriber.
 
         It is lazy: each is made when the one before has been sent, so that what changes in between is in.
         """
-        while news := self._news.get(subscriber):
-            key = next(iter(news))
-            what = news[key]
-            self._settle(subscriber, key)
-            if what is not _News.LIST:
-                yield subscriber.spelling.encode(_farewell(subscriber, key, what))
-                continue
-            subscription = subscriber.subscriptions[key]
-            service = self._service(key)
-            number = service.number if service else 0
-            if subscription.sent != number:
-                yield self._advance(subscription, service, number)
+        while subscriber in self._news:
+            data = self._next_news(subscriber)
+            if data is not None:
+                yield data
+
+    def _next_news(self, subscriber: Subscriber) -> bytes | None:
+        """Return the frame with the next piece of a subscriber's news, unless it knows already."""
+        key, what = next(iter(self._news[subscriber].items()))
+        self._settle(subscriber, key)
+        if what is not _News.LIST:
+            return subscriber.spelling.encode(_farewell(subscriber, key, what))
+        subscription = subscriber.subscriptions[key]
+        service = self._service(key)
+        number = service.number if service else 0
+        return None if subscription.sent == number else self._advance(subscription, service, number)
 
     def unblocked(self, subscriber: Subscriber) -> None:
         """Take notice that a subscriber takes frames again."""

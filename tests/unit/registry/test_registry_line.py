@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import structlog
 
 from registrykit import an_entry
 from rollbook import frames
@@ -55,6 +56,10 @@ class End:
             found.append(CODEC.answer(data[start : start + size]))
             data = data[start + size :]
         return found
+
+    def first(self):
+        """The first frame that was written."""
+        return CODEC.answer(self.transport.written[2 : 2 + self.transport.written[1]])
 
     def kinds(self):
         return [type(f) for f in self.heard()]
@@ -134,3 +139,81 @@ async def test_who_comes_as_its_connection_does_not_take_anything_is_told_later(
     end.socket.resume_writing()
     await turn()
     assert end.kinds() == [frames.Pong, frames.Snapshot]
+
+
+def broken(_):
+    raise ValueError("a bug")
+
+
+async def test_who_cannot_be_written_to_is_ended_and_the_others_hear_all_the_same(desk):
+    ends, provider = [End(desk) for _ in range(3)], End(desk)
+    provider.say(frames.Attach(lease="a"))
+    for end in ends:
+        end.say(frames.Subscribe(id=1, service="orders"))
+    ends[1].transport.write = broken
+    with structlog.testing.capture_logs() as logged:
+        await turn()
+        desk.sessions.settled()
+        ends[1].say(frames.Ping())
+    heard = [frames.Snapshot, frames.Settled]
+    assert [end.kinds() for end in ends] == [heard, [], heard]
+    assert [end.transport.closed for end in ends] == [False, True, False]
+    assert [e["event"] for e in logged] == ["session_failed"], "said once"
+
+
+async def test_a_goodbye_that_fails_for_one_is_said_to_the_others(desk, monkeypatch):
+    ends = [End(desk) for _ in range(3)]
+    close_well = WebSocket.close
+
+    def close(socket, *how):
+        (broken if socket is ends[1].socket else lambda _: close_well(socket, *how))(how)
+
+    monkeypatch.setattr(WebSocket, "close", close)
+    parting = asyncio.create_task(desk.sessions.goodbye("over"))
+    await turn()
+    assert [frames.Goodbye(reason="over") for _ in ends[::2]] == [end.first() for end in ends[::2]]
+    assert [end.transport.closed for end in ends] == [False, True, False]
+    for end in ends:
+        end.socket.connection_lost(None)
+    await parting
+
+
+async def test_a_look_that_fails_is_not_the_last(desk, monkeypatch):
+    looked = asyncio.Event()
+    failures = iter([ValueError("a bug")])
+
+    def look():
+        for error in failures:
+            raise error
+        looked.set()
+
+    monkeypatch.setattr(desk.sessions, "_look", 0.001)
+    monkeypatch.setattr(desk.sessions, "look", look)
+    running = asyncio.create_task(desk.sessions.run())
+    await asyncio.wait_for(looked.wait(), 10)
+    running.cancel()
+
+
+async def test_who_asks_for_more_than_it_reads_is_ended_and_says_nothing_more(desk, monkeypatch):
+    monkeypatch.setattr(sessions, "MAX_UNSENT_BYTES", 10_000)
+    end, provider = End(desk), End(desk)
+    provider.say(frames.Attach(lease="a"))
+    for n in range(10):
+        provider.say(frames.Register(id=n, entries=[an_entry(service=f"service-{n}" + "x" * 100)]))
+    end.socket.pause_writing()
+    handled = []
+    take = end.socket._listener.session._handle
+    monkeypatch.setattr(
+        type(end.socket._listener.session), "_handle", lambda _, frame: (handled.append(frame), take(frame))
+    )
+    # Each is answered with more than a thousand bytes.
+    end.say(*(frames.Follow(id=n, pattern="*") for n in range(100)))
+    assert len(handled) < 10
+    await turn()
+    await turn()
+    assert len(desk.sessions) == 1, "the provider's"
+    assert int.from_bytes(end.transport.written[2:4]) == sessions.Closing.NOT_READING
+    assert len(end.transport.written) < 200
+    end.socket.resume_writing()
+    end.say(frames.Ping())
+    assert len(handled) < 10

@@ -656,3 +656,111 @@ def test_who_was_slow_while_a_service_emptied_and_was_dropped_hears_that_it_is_e
     assert (snapshot.revision, snapshot.instances) == ("b1.0", [])
     reader.ack(snapshot.revision)
     assert reader.take() == []
+
+
+class Faulty(Live):
+    """A subscriber that fails while a test wants it to."""
+
+    failing = False
+
+    def send(self, data):
+        if self.failing:
+            raise ValueError("a bug")
+        super().send(data)
+
+
+def flush_all(desk, most):
+    """Flush as long as the outlet asks for it; returns how many times it failed."""
+    failed, asked = 0, None
+    while desk.woken != asked:
+        asked = desk.woken
+        try:
+            desk.outlet.flush(most)
+        except ValueError:
+            failed += 1
+    return failed
+
+
+@pytest.mark.parametrize("most", [1, 2, 1000])
+def test_a_failure_in_a_change_takes_nothing_from_those_behind(desk, most):
+    other = key_of("other")
+    desk.enter(an_entry(service="other"))
+    live = [Faulty(desk, ORDERS, other) for _ in range(5)]
+    flush_all(desk, most)
+    for each in live:
+        each.ack()
+        each.take()
+    desk.enter(an_entry(81), an_entry(82, service="other"))
+    live[1].failing = True
+    assert flush_all(desk, most) == 2
+    got = [sorted(frame.service for frame in each.take()) for each in live]
+    assert got == [["orders", "other"], [], *[["orders", "other"]] * 3]
+
+
+@pytest.mark.parametrize("most", [1, 2, 1000])
+def test_a_failure_in_news_takes_nothing_from_others_nor_from_what_follows(desk, most):
+    live = [Faulty(desk, ORDERS, key_of("a"), key_of("b")) for _ in range(3)]
+    desk.enter(an_entry(81))
+    live[0].failing = True
+    with pytest.raises(ValueError, match="a bug"):
+        desk.outlet.flush(1)
+    live[0].failing = False
+    assert flush_all(desk, most) == 0
+    assert [len(each.take()) for each in live] == [2, 3, 3]
+
+
+def test_a_flush_looks_at_so_many_even_if_there_is_nothing_to_tell(desk):
+    live = [Live(desk, ORDERS) for _ in range(10)]
+    # What they say that they hold now is the very list: there is no news any more.
+    held = spell(desk.ledger.catalog.service(ORDERS).digest)
+    for each in live:
+        desk.outlet.subscribe(each, ORDERS, revision=desk.revision(), digest=held)
+    looked = desk.woken
+    desk.outlet.flush(4)
+    assert desk.woken == looked + 1, "there are more to be looked at"
+    desk.outlet.flush(4)
+    desk.outlet.flush(4)
+    assert desk.woken == looked + 2
+    assert [each.take() for each in live] == [[]] * 10
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_who_subscribes_again_is_not_late_with_what_that_superseded(desk, behind):
+    live = Live(desk, ORDERS)
+    desk.outlet.flush(1000)
+    live.ack()
+    held = live.take()[0]
+    desk.now = 10.0
+    desk.enter(an_entry(81))
+    desk.outlet.flush(1000)
+    desk.now = 15.0
+    desk.enter(an_entry(82))
+    desk.now = 19.0
+    offer = {"revision": held.revision, "digest": held.digest} if behind else {"revision": "", "digest": ""}
+    desk.outlet.subscribe(live, ORDERS, **offer)
+    assert list(desk.outlet.unacknowledged(0.0)) == [], "it has nothing to acknowledge"
+    desk.now = 20.0
+    desk.outlet.flush(1000)
+    assert [since for *_, since in desk.outlet.unacknowledged(0.0)] == [20.0]
+    desk.now = 21.0
+    pushed = len(desk.pushed)
+    live.ack()
+    # What it was sent is an answer to it, or what changed last.
+    assert all(took <= 6.0 for took in desk.pushed[pushed:])
+
+
+def test_who_turns_out_to_hold_the_list_is_not_timed_by_what_went_before(desk):
+    live = Live(desk, ORDERS)
+    desk.outlet.flush(1000)
+    live.ack()
+    desk.now = 10.0
+    desk.enter(an_entry(81))
+    desk.outlet.flush(1000)
+    held = spell(desk.ledger.catalog.service(ORDERS).digest)
+    desk.outlet.subscribe(live, ORDERS, revision=desk.revision(), digest=held)
+    desk.now = 100.0
+    desk.enter(an_entry(82))
+    desk.outlet.flush(1000)
+    desk.now = 101.0
+    live.ack()
+    assert desk.pushed == [1.0]

@@ -17,7 +17,9 @@ from rollbook.limits import MAX_ENTRIES_PER_FRAME, MAX_FRAME_BYTES, MAX_HELD_PER
 from rollbook_registry.api import sessions
 from rollbook_registry.api.session import Session
 from rollbook_registry.api.sessions import Line
+from rollbook_registry.connections.websocket import Upgrade
 from serverkit import until
+from socketkit import UPGRADE
 
 SUBSCRIBE = frames.Subscribe(id=9, service="orders")
 
@@ -477,3 +479,53 @@ async def test_a_registry_that_stops_says_goodbye(start, tmp_path):
     assert goodbye.reason == "the registry is stopping"
     assert (await speaker.ws.receive(timeout=10)).type is aiohttp.WSMsgType.CLOSE
     await asyncio.wait_for(stopping, 10)
+
+
+async def test_who_comes_back_during_the_goodbye_is_sent_away(start, connect):
+    registry = await start()
+    slow = await connect(registry.server.session_port)
+    await slow.say(UPGRADE)
+    await asyncio.wait_for(slow.reader.readuntil(b"\r\n\r\n"), 10)
+    speaker = await registry.speaker()
+    await speaker.ask(frames.Ping())
+    # It ends with the slow client, which does not answer the close frame.
+    stopping = asyncio.create_task(registry.server.__aexit__(None, None, None))
+    await speaker.hear(frames.Goodbye)
+    for port in (registry.server.http_port, registry.server.session_port):
+        back = await connect(port)
+        await back.say(UPGRADE)
+        problem, _ = await back.problem()
+        assert (problem["code"], problem["status"]) == ("not_ready", 503)
+    slow.writer.close()
+    await asyncio.wait_for(stopping, 10)
+    assert len(registry.server.sessions) == 0
+
+
+async def test_a_handshake_that_the_goodbye_overtook_leads_to_nothing(start, connect, monkeypatch):
+    registry = await start()
+    under_way, go_on = asyncio.Event(), asyncio.Event()
+    prepare = Upgrade.prepare
+
+    async def slowly(upgrade, request):
+        under_way.set()
+        await go_on.wait()
+        return await prepare(upgrade, request)
+
+    monkeypatch.setattr(Upgrade, "prepare", slowly)
+    raw = await connect(registry.server.session_port)
+    await raw.say(UPGRADE)
+    await under_way.wait()
+    await registry.server.sessions.goodbye("the registry is stopping")
+    go_on.set()
+    # No frame comes.
+    said = await raw.closed()
+    assert not said or said.endswith(b"\r\n\r\n")
+    assert len(registry.server.sessions) == 0
+
+
+async def test_what_is_open_when_the_doors_are_shut_is_ended(registry):
+    speaker = await registry.speaker()
+    await speaker.ask(frames.Ping())
+    await registry.server.sessions.close()
+    assert len(registry.server.sessions) == 0
+    await until(lambda: len(registry.server.guard.census) == 0)

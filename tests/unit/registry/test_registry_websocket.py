@@ -14,13 +14,8 @@ from rollbook import frames
 from rollbook_registry.connections import websocket
 from rollbook_registry.connections.websocket import BINARY, SLICE, TEXT, WebSocket, frame
 from serverkit import until
-from socketkit import Connection, Transport, said
+from socketkit import UPGRADE, Connection, Transport, said
 
-UPGRADE = (
-    b"GET /session HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-    b"Sec-WebSocket-Protocol: rollbook.v1.json\r\n\r\n"
-)
 CLOSE, PING, PONG, CONTINUATION = 0x8, 0x9, 0xA, 0x0
 
 
@@ -54,7 +49,7 @@ class Desk:
 
     def __init__(self, read_already=b"", max_message=1000):
         self.transport, self.listener = Transport(), Listener()
-        self.connection = Connection(read_already)
+        self.connection = Connection(read_already, self.transport)
         self.socket = WebSocket(self.connection, self.transport, "x")
         self.socket.start(self.listener, max_message)
         assert self.transport.protocol is self.socket
@@ -243,6 +238,33 @@ async def test_much_that_comes_at_once_is_read_in_slices_and_others_have_their_t
     assert len(desk.listener.messages) == count + 1
 
 
+async def test_what_came_with_the_handshake_is_read_in_slices_too():
+    each = said(BINARY, b"x" * 10)
+    count = 5 * SLICE // len(each)
+    desk = Desk(each * count)
+    turns = 0
+    while (heard := len(desk.listener.messages)) < count:
+        assert heard <= (turns + 1) * (SLICE // len(each) + 1)
+        assert not desk.transport.reading, "no more is read before this has been dealt with"
+        turns += 1
+        assert turns < 10
+        await asyncio.sleep(0)
+    assert turns >= 4
+    assert desk.transport.reading
+
+
+async def test_who_is_held_while_it_takes_over_is_read_no_more(desk):
+    transport, listener = Transport(), Listener()
+    connection = Connection(said(BINARY, b"early"), transport)
+    socket = WebSocket(connection, transport, "x")
+    listener.react = lambda _: socket.hold()
+    socket.start(listener, 1000)
+    assert listener.messages == [b"early"]
+    assert not transport.reading
+    socket.go_on()
+    assert transport.reading
+
+
 async def test_who_is_held_is_read_no_more_until_it_goes_on(desk):
     desk.listener.react = lambda _: desk.socket.hold()
     each = said(BINARY, b"x" * 10)
@@ -326,25 +348,37 @@ async def test_frames_right_behind_the_handshake_are_answered_in_order(registry,
 
 
 async def test_a_session_has_no_task(registry, connect):
-    before = len(asyncio.all_tasks())
+    def handling():
+        names = (task.get_coro().__qualname__ for task in asyncio.all_tasks())
+        return [name for name in names if name.startswith(("RequestHandler", "Sessions.session", "Upgrade"))]
+
+    # One that is no session has a task, and it is found.
+    plain = await connect(registry.server.session_port)
+    await plain.say(b"GET /elsewhere HTTP/1.1\r\nHost: x\r\n\r\n")
+    await plain.answer()
+    assert len(handling()) == 1
     for _ in range(5):
         raw = await connect(registry.server.session_port)
         await raw.say(UPGRADE + ping(1))
         await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 10)
         await read_frame(raw)
-    await until(lambda: len(asyncio.all_tasks()) == before)
+    await until(lambda: len(handling()) == 1)
     assert len(registry.server.sessions) == 5
     # Nor does anything end it because aiohttp has no more to do with it.
     await raw.say(ping(2))
     assert frames.Codec(frames.JSON).answer((await read_frame(raw))[1]).n == 2
 
 
-async def test_thousands_of_frames_in_one_go_are_all_answered(registry, connect):
+@pytest.mark.parametrize("behind_the_handshake", [False, True])
+async def test_thousands_of_frames_in_one_go_are_all_answered(registry, connect, behind_the_handshake):
     raw = await connect(registry.server.session_port)
-    await raw.say(UPGRADE)
-    await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 10)
     count = 5000
-    sending = asyncio.create_task(raw.say(b"".join(ping(n) for n in range(count))))
+    frames_ = b"".join(ping(n) for n in range(count))
+    sending = asyncio.create_task(raw.say(UPGRADE + frames_ if behind_the_handshake else UPGRADE))
+    await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 10)
+    if not behind_the_handshake:
+        await sending
+        sending = asyncio.create_task(raw.say(frames_))
     codec = frames.Codec(frames.JSON)
     for n in range(count):
         _, payload = await read_frame(raw)
