@@ -37,8 +37,7 @@ NAMESPACE_FORM: Final = r"[0-9A-Za-z_-]+"
 GROUP_FORM: Final = r"[0-9A-Za-z_.:-]+"
 CLUSTER_FORM: Final = r"[0-9A-Za-z-]+"
 # Two are named although `\s` has them, since to Python and to JSON Schema (ECMAScript) it is not the same.
-# Lone surrogates cannot be written as UTF-8.
-SERVICE_FORM: Final = r"[^\s/\x00-\x1f\x7f\x85\ufeff\ud800-\udfff]+"
+SERVICE_FORM: Final = r"[^\s/\x00-\x1f\x7f\x85\ufeff]+"
 _LABEL: Final = r"[0-9A-Za-z](?:[0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
 HOSTNAME_FORM: Final = rf"{_LABEL}(?:\.{_LABEL})*"
 ID_FORM: Final = r"[0-9A-Za-z._:/#@-]+"
@@ -50,7 +49,8 @@ _IPV4 = re.compile(rf"{_BYTE}(?:\.{_BYTE}){{3}}")
 _NAMESPACE = re.compile(NAMESPACE_FORM)
 _GROUP = re.compile(GROUP_FORM)
 _CLUSTER = re.compile(CLUSTER_FORM)
-_SERVICE = re.compile(SERVICE_FORM)
+# Lone surrogates cannot be written as UTF-8, so only a program of one's own can come up with them.
+_SERVICE = re.compile(rf"(?![^\ud800-\udfff]*[\ud800-\udfff]){SERVICE_FORM}")
 _HOSTNAME = re.compile(HOSTNAME_FORM)
 _ID = re.compile(ID_FORM)
 _OWNER = re.compile(OWNER_FORM)

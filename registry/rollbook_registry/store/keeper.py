@@ -228,7 +228,8 @@ class Keeper:
             pause = min(MIN_PAUSE, self._interval)
             await asyncio.sleep(pause)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), self._interval - pause)
+                async with asyncio.timeout(self._interval - pause):
+                    await self._hurry.wait()
             self._hurry.clear()
             if self._changed:
                 try:

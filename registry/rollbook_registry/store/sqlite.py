@@ -476,7 +476,8 @@ class SqliteStore(Store):
         if self._ended is None:
             return
         try:
-            await asyncio.wait_for(asyncio.shield(self._ended), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                await asyncio.shield(self._ended)
         except TimeoutError:
             log.error("store_not_closed", file=str(self._database.path), seconds=self._timeout)  # noqa: TRY400  # no stack
 
@@ -485,7 +486,9 @@ class SqliteStore(Store):
         try:
             result = self._enqueue(job)
             if result is None:
-                result = await asyncio.wait_for(job.future, self._timeout)
+                # Not by wait_for: until Python 3.12 that loses a cancellation that comes with the result.
+                async with asyncio.timeout(self._timeout):
+                    result = await job.future
         except TimeoutError:
             text = f"the disk has not answered for {self._timeout:g} s (--store-timeout)"
             if not self._withdraw(job):

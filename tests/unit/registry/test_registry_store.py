@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,16 @@ async def test_closing_finishes_what_was_accepted_and_refuses_what_comes_later(o
     assert len(memory) == 50
     assert "closed" in await refusal(store.write([Change("z", b"")]), "store_unavailable")
     await store.close()
+
+
+async def test_a_cancellation_that_comes_with_the_result_is_not_lost(open_store):
+    store, _ = await open_store()
+    writing = asyncio.create_task(store.write([Change("a", b"1")]))
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # the loop stands still, so that the result waits to be told
+    asyncio.get_running_loop().call_soon(writing.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await writing
 
 
 async def test_nothing_is_written_before_everything_is_loaded(open_store, path, monkeypatch):
