@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ import structlog
 from aiohttp.http import SERVER_SOFTWARE
 
 from rollbook.problems import Problem
+from rollbook_registry.api.doors import bearer
 from rollbook_registry.api.routes import JSON
 from rollbook_registry.auth import ANONYMOUS, LOCAL
 
@@ -32,12 +34,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger("rollbook.api")
 
 REMEMBERED: Final = 4096
-"""First lines of requests that are remembered with what answers them; when full, they are forgotten."""
+"""First lines of requests that are remembered with what answers them; those least lately asked go first."""
 
 # No percent signs, plus signs or other characters that a parser of URLs would have an opinion about.
 _TARGET = re.compile(rb"([A-Z]+) ((?:/[0-9A-Za-z_.:@~\-\[\]]+)+)(?:\?([0-9A-Za-z_.:,@~=&\-]+))? HTTP/1\.1")
 _VARIABLE = re.compile(r"\{(\w+)\}")
-_BEARER: Final = "bearer "
 
 
 class _Pattern:
@@ -80,7 +81,7 @@ class Direct:
                 self._patterns.setdefault(route.method, []).append(_Pattern(route, route.direct))
         self._verifier = verifier
         self._wall = wall
-        self._known: dict[bytes, AtOnce | None] = {}
+        self._find = lru_cache(REMEMBERED)(self._look_up)
         self._second = 0
         self._end = b""
 
@@ -89,10 +90,7 @@ class Direct:
 
         Unless it failed, which is logged, and may have happened half way: aiohttp's way then does it again.
         """
-        try:
-            known = self._known[request.line]
-        except KeyError:
-            known = self._learn(request.line)
+        known = self._find(request.line)
         if known is None:
             return None
         try:
@@ -106,13 +104,7 @@ class Direct:
             return None
         return None if reply is None else self._spell(reply)
 
-    def _learn(self, line: bytes) -> AtOnce | None:
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
-        known = self._known[line] = self._find(line)
-        return known
-
-    def _find(self, line: bytes) -> AtOnce | None:
+    def _look_up(self, line: bytes) -> AtOnce | None:
         found = _TARGET.fullmatch(line)
         if found is None:
             return None
@@ -134,14 +126,16 @@ class Direct:
         return None
 
     def _identify(self, authorization: str) -> Identity | None:
-        """Say who it is; ``None`` if that takes asking."""
+        """Say who it is; ``None`` if that takes asking.
+
+        Raises:
+            Problem: 401 for what is no bearer token.
+        """
         if self._verifier is None:
             return LOCAL
         if not authorization:
             return ANONYMOUS
-        if authorization[: len(_BEARER)].lower() != _BEARER:
-            return None
-        return self._verifier.remembered(authorization[len(_BEARER) :].strip())
+        return self._verifier.remembered(bearer(authorization))
 
     def _spell(self, reply: Reply) -> bytes:
         now = int(self._wall())

@@ -107,7 +107,16 @@ async def identity(request: web.Request) -> Identity:
     header = request.headers.get("Authorization")
     if header is None:
         return ANONYMOUS
-    scheme, _, token = header.partition(" ")
+    return await verifier.verify(bearer(header))
+
+
+def bearer(authorization: str) -> str:
+    """Return the token that an ``Authorization`` header shows.
+
+    Raises:
+        Problem: 401 for a header of another form.
+    """
+    scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Problem(
             "unauthenticated",
@@ -115,7 +124,7 @@ async def identity(request: web.Request) -> Identity:
             field="Authorization",
             accepted="Bearer TOKEN",
         )
-    return await verifier.verify(token.strip())
+    return token.strip()
 
 
 async def payload(request: web.Request) -> bytes:

@@ -13,6 +13,7 @@ The same clients send the same heads again and again, so those are remembered as
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ MAX_HEAD_BYTES: Final = 4096
 """Of a head that is plain."""
 
 REMEMBERED: Final = 1024
-"""Heads that are remembered; when they are full they are forgotten, and learned again."""
+"""Heads that are remembered; the least lately sent are forgotten."""
 
 _HARMLESS: Final = frozenset(
     {
@@ -96,7 +97,7 @@ class Reader:
 
     def __init__(self, *, max_body: int) -> None:
         self._max_body = max_body
-        self._heads: dict[bytes, Head | None] = {}
+        self._head = lru_cache(REMEMBERED)(self._understand)
 
     def read(self, data: bytes) -> Plain | None:
         """Return the one request that this is, or begins; ``None`` if that is not plain to see."""
@@ -106,10 +107,7 @@ class Reader:
         if not 0 < line_end < end:
             return None
         line, block = data[:line_end], data[line_end:end]
-        try:
-            head = self._heads[block]
-        except KeyError:
-            head = self._learn(block)
+        head = self._head(block)
         if head is None or _FIRST.fullmatch(line) is None:
             return None
         missing = end + 4 + head.length - len(data)
@@ -117,12 +115,6 @@ class Reader:
         if missing < 0:
             return None
         return Plain(line, head, data[end + 4 :] if head.length else b"", missing)
-
-    def _learn(self, block: bytes) -> Head | None:
-        if len(self._heads) >= REMEMBERED:
-            self._heads.clear()
-        head = self._heads[block] = self._understand(block)
-        return head
 
     def _understand(self, block: bytes) -> Head | None:
         headers: dict[bytes, bytes] = {}

@@ -65,7 +65,7 @@ def test_heads_are_remembered_and_not_for_ever():
     reader = Reader(max_body=0)
     for n in range(3 * REMEMBERED):
         assert reader.read(LINE + b"\r\nHost: a\r\nX-A: %d\r\n\r\n" % n) is not None
-        assert len(reader._heads) <= REMEMBERED
+        assert reader._head.cache_info().currsize <= REMEMBERED
 
 
 async def test_a_connection_that_is_answered_directly_rests_as_long_as_any_other(start, connect):
