@@ -9,31 +9,12 @@ import hypothesis
 import pytest
 
 from processkit import RegistryProcess
-from rawkit import connector
-from serverkit import starter
+from registryfixtures import connect, registry, start
+
+__all__ = ["connect", "registry", "start"]
 
 hypothesis.settings.register_profile("rollbook", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("rollbook")
-
-
-@pytest.fixture
-async def start(tmp_path):
-    """Start registries in this process."""
-    async with starter(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-async def registry(start):
-    """A registry in this process, with its defaults."""
-    return await start()
-
-
-@pytest.fixture
-async def connect():
-    """Open connections of bytes."""
-    async with connector() as connect:
-        yield connect
 
 
 @pytest.fixture

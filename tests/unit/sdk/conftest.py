@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
+from registryfixtures import registry, start
 
-from serverkit import starter
-
-
-@pytest.fixture
-async def start(tmp_path):
-    """Start registries in this process; all of it ends with the test."""
-    async with starter(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-async def registry(start):
-    return await start()
+__all__ = ["registry", "start"]
